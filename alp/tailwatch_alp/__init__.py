@@ -1,0 +1,1 @@
+"""Adaptive Layerwise Perturbation for torch models."""

@@ -1,0 +1,1 @@
+"""Tailwatch's trainer-side SDK."""

@@ -1,0 +1,1 @@
+"""Tailwatch service."""
