@@ -183,9 +183,7 @@ class Batch:
         """
         unknown = sorted(set(columns) - set(TOKEN_DTYPES) - set(SEQUENCE_DTYPES) - set(STRING_COLUMNS))
         if unknown:
-            raise BatchError(
-                *(FieldError(column=name, reason="is not a column of schema 1") for name in unknown)
-            )
+            raise BatchError(*(FieldError(column=name, reason="is not a column of schema 1") for name in unknown))
         given = {"infer_logprobs": infer_logprobs, "train_logprobs": train_logprobs}
         given |= {name: value for name, value in columns.items() if value is not None}
         if cu_seqlens is not None:
@@ -301,7 +299,8 @@ class _Packed(_Layout):
             raise BatchError(FieldError(column=name, reason=f"has shape {array.shape}, expected [{tokens}]"))
         if name in SEQUENCE_DTYPES and len(array) != tokens and len(array) == len(self.cu_seqlens_B1) - 1:
             return None
-        return array.copy()
+        flat_N: NDArray[Any] = array.copy()
+        return flat_N
 
 
 @dataclass(slots=True)
@@ -330,9 +329,7 @@ class _Padded(_Layout):
                 raise BatchError(FieldError(column="mask", reason=reason))
             outermost = mask_BT[:, ::-1] if padding == "right" else mask_BT
             lengths_B = (
-                np.where(mask_BT.any(1), T - outermost.argmax(1), 0).astype(np.int64)
-                if T
-                else np.zeros(B, np.int64)
+                np.where(mask_BT.any(1), T - outermost.argmax(1), 0).astype(np.int64) if T else np.zeros(B, np.int64)
             )
         else:
             lengths_B = np.full(B, T, np.int64)
@@ -352,9 +349,7 @@ class _Padded(_Layout):
         flat_N = np.empty(int(self.lengths_B.sum()), dtype)
         end = 0
         # Row copies: a boolean mask over the padded array costs 25 times as much.
-        for row, (start, length) in enumerate(
-            zip(self.starts_B.tolist(), self.lengths_B.tolist(), strict=True)
-        ):
+        for row, (start, length) in enumerate(zip(self.starts_B.tolist(), self.lengths_B.tolist(), strict=True)):
             flat_N[end : end + length] = array_BT[row, start : start + length]
             end += length
         return flat_N

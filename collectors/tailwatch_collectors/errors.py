@@ -36,7 +36,7 @@ class FieldError:
         return f"{', '.join(where)}: {self.reason}" if where else self.reason
 
 
-class _FieldErrors(TailwatchError, ValueError):
+class _FieldsError(TailwatchError, ValueError):
     """Errors that carry one `FieldError` per finding."""
 
     def __init__(self, *errors: FieldError) -> None:
@@ -47,9 +47,9 @@ class _FieldErrors(TailwatchError, ValueError):
         return "; ".join(map(str, self.errors))
 
 
-class BatchError(_FieldErrors):
+class BatchError(_FieldsError):
     """Arrays that do not form a batch: unequal lengths, wrong types, a key out of range."""
 
 
-class WireError(_FieldErrors):
+class WireError(_FieldsError):
     """A body that is not a wire record. The service answers 422 with `errors`."""

@@ -76,9 +76,7 @@ def encode(batch: Batch, *, compression: Compression | None = None) -> bytes:
             columns[name] = pa.array(values, pa.string())
     table = pa.record_batch(columns).replace_schema_metadata(_meta_to_wire(batch.meta))
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(
-        sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)
-    ) as writer:
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
         writer.write_batch(table)
     return bytes(sink.getvalue())
 
@@ -97,9 +95,7 @@ def decode(body: bytes | memoryview, *, limits: WireLimits | None = None) -> Dec
             table = reader.read_all()
         table.validate(full=True)
     except (pa.ArrowException, ValueError, OSError, UnicodeDecodeError) as error:
-        raise WireError(
-            FieldError(reason=f"not a readable Arrow IPC stream: {_first_line(error)}")
-        ) from error
+        raise WireError(FieldError(reason=f"not a readable Arrow IPC stream: {_first_line(error)}")) from error
     metadata = table.schema.metadata or {}
     meta = _meta_from_wire(metadata)
     if table.num_rows > limits.rows:
@@ -109,14 +105,10 @@ def decode(body: bytes | memoryview, *, limits: WireLimits | None = None) -> Dec
     duplicated = sorted({name for name in names if names.count(name) > 1})
     if duplicated:
         raise WireError(*(FieldError(column=name, reason="appears more than once") for name in duplicated))
-    known = [
-        name for name in names if name in TOKEN_DTYPES or name in SEQUENCE_DTYPES or name in STRING_COLUMNS
-    ]
+    known = [name for name in names if name in TOKEN_DTYPES or name in SEQUENCE_DTYPES or name in STRING_COLUMNS]
     columns = {name: _column_from_arrow(name, table.column(name)) for name in known}
     ignored = tuple(name for name in names if name not in known)
-    return _assemble(
-        meta, columns, table.num_rows, limits, explicit_final=b"final" in metadata, ignored=ignored
-    )
+    return _assemble(meta, columns, table.num_rows, limits, explicit_final=b"final" in metadata, ignored=ignored)
 
 
 def decode_json(record: Any, *, limits: WireLimits | None = None) -> Decoded:
@@ -140,9 +132,7 @@ def decode_json(record: Any, *, limits: WireLimits | None = None) -> Decoded:
             raise WireError(FieldError(row=row, reason=f"expected an object, got {type(value).__name__}"))
     meta = _meta_from_json({key: value for key, value in record.items() if key != "sequences"})
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {
-        name: _column_from_json(name, [row.get(name) for row in rows]) for name in names if _known(name)
-    }
+    columns = {name: _column_from_json(name, [row.get(name) for row in rows]) for name in names if _known(name)}
     ignored = tuple(name for name in names if not _known(name))
     return _assemble(meta, columns, len(rows), limits, explicit_final="final" in record, ignored=ignored)
 
@@ -166,7 +156,7 @@ def content_digest(batch: Batch) -> bytes:
                 digest.update(encoded)
         else:
             digest.update(struct.pack("<q", len(value)))
-            digest.update(np.ascontiguousarray(value))
+            digest.update(memoryview(np.ascontiguousarray(value)))
     return digest.digest()
 
 
@@ -216,9 +206,7 @@ def _flat_values(name: str, array: Any, offsets: NDArray[np.int64]) -> NDArray[A
         if TOKEN_DTYPES[name] is not np.float32:
             index = int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0]) + offsets[0]
             row = int(np.searchsorted(offsets, index, side="right")) - 1
-            raise WireError(
-                FieldError(row=row, column=name, reason=f"holds null at token {index - offsets[row]}")
-            )
+            raise WireError(FieldError(row=row, column=name, reason=f"holds null at token {index - offsets[row]}"))
         values = values.fill_null(float("nan"))  # a missing token
     return values.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
@@ -232,9 +220,7 @@ def _expected(name: str) -> str:
 def _column_from_json(name: str, values: list[Any]) -> _Column:
     for row, value in enumerate(values):
         if value is None:
-            raise WireError(
-                FieldError(row=row, column=name, reason="is missing; give it in every row or in none")
-            )
+            raise WireError(FieldError(row=row, column=name, reason="is missing; give it in every row or in none"))
     if name in STRING_COLUMNS:
         for row, value in enumerate(values):
             if not isinstance(value, str):
@@ -249,9 +235,7 @@ def _column_from_json(name: str, values: list[Any]) -> _Column:
         for row, value in enumerate(values):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise WireError(FieldError(row=row, column=name, reason=f"{value!r:.80} is not a number"))
-        return np.concatenate(
-            [_json_numbers(name, r, [v], SEQUENCE_DTYPES[name]) for r, v in enumerate(values)]
-        )
+        return np.concatenate([_json_numbers(name, r, [v], SEQUENCE_DTYPES[name]) for r, v in enumerate(values)])
     row = next(row for row, value in enumerate(values) if not isinstance(value, list))
     raise WireError(FieldError(row=row, column=name, reason=f"{values[row]!r:.80} is not a list"))
 
@@ -263,8 +247,9 @@ def _json_numbers(name: str, row: int, values: list[Any], dtype: Any) -> NDArray
     for t, value in enumerate(values):
         reason = None
         if kind == "f" and value is None:
-            value = float("nan")  # a missing token
-        elif kind == "b":
+            checked.append(float("nan"))  # a missing token
+            continue
+        if kind == "b":
             reason = None if isinstance(value, bool) else "is not true or false"
         elif isinstance(value, bool) or not isinstance(value, int | float):
             reason = "is not a number"
@@ -291,9 +276,7 @@ def _assemble(
     """Columns and metadata as one checked batch."""
     if rows == 0:
         if not (explicit_final and meta.final):
-            raise WireError(
-                FieldError(reason="no rows; an empty batch is accepted only with an explicit final")
-            )
+            raise WireError(FieldError(reason="no rows; an empty batch is accepted only with an explicit final"))
         columns = {name: _Ragged(np.empty(0, np.float32), np.zeros(1, np.int64)) for name in REQUIRED_COLUMNS}
     missing = [name for name in REQUIRED_COLUMNS if name not in columns]
     if missing:
@@ -355,9 +338,7 @@ def _meta_from_wire(metadata: Mapping[bytes, bytes]) -> BatchMeta:
             try:
                 values[name] = json.loads(text)
             except ValueError as error:
-                raise WireError(
-                    FieldError(column=name, reason=f"{text!r:.80} is not a number or boolean")
-                ) from error
+                raise WireError(FieldError(column=name, reason=f"{text!r:.80} is not a number or boolean")) from error
     return _meta(values)
 
 
@@ -411,9 +392,7 @@ def _check_sizes(body: bytes | memoryview, limits: WireLimits) -> None:
     except (pa.ArrowException, ValueError, OSError, EOFError, struct.error, IndexError) as error:
         if isinstance(error, WireError):
             raise
-        raise WireError(
-            FieldError(reason=f"not a readable Arrow IPC stream: {_first_line(error)}")
-        ) from error
+        raise WireError(FieldError(reason=f"not a readable Arrow IPC stream: {_first_line(error)}")) from error
 
 
 def _messages(body: bytes | memoryview) -> Iterator[Any]:

@@ -156,7 +156,7 @@ class Event:
     seq: int
     """The run's sequence number, from 1, without gaps."""
     kind: str
-    """step_closed, step_revised, run_created, attempt_started, weight_sync, resume, checkpoint, config, finished, ..."""
+    """step_closed, step_revised, run_created, attempt_started, weight_sync, resume, finished, ..."""
     at: float
     step: int | None
     attempt: int | None
