@@ -1,0 +1,492 @@
+"""The collector: what a training loop holds. Every call returns at once and none raises after `connect`.
+
+The caller's thread copies the arrays (`Batch.from_arrays`) and puts them into the bounded outbox; encoding and
+sending happen in the sender's thread. Usable from several threads; a forked child starts with an empty outbox and
+its own sender on first use.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import math
+import operator
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from tailwatch_collectors.batch import Batch
+from tailwatch_collectors.errors import BatchError, FieldError
+from tailwatch_collectors.guard import Guard, guarded, logger
+from tailwatch_collectors.outbox import BatchItem, Item, NoteItem, Outbox, size_of
+from tailwatch_collectors.sender import Sender
+from tailwatch_collectors.session import find_session
+from tailwatch_collectors.settings import Settings
+from tailwatch_collectors.stats import Counters, Stats
+from tailwatch_collectors.transport import HttpTransport
+from tailwatch_collectors.types import BatchMeta, Phase
+
+CLOSE_TIMEOUT = 5.0
+"""Longest wait of `close`, also at exit, seconds."""
+
+MAX_NOTE_BYTES = 2**20
+"""Largest JSON of one call of `scalars` or `event`, bytes."""
+
+_REMEMBERED_STEPS = 4096
+_FLUSH_INTERVAL = 0.005
+
+_PartKey = tuple[int, str, int, str]
+_OpenKey = tuple[int, str, str]
+
+
+class Collector:
+    """Streams the log-probs of one process to the service. Made by `connect`."""
+
+    def __init__(self, settings: Settings, *, session: str) -> None:
+        self.session = session
+        """Launch of the job that the batches belong to."""
+        self._settings = settings
+        self._closed = False
+        self._reset()
+
+    def _reset(self) -> None:
+        """Everything that belongs to one process: made at `connect`, and anew in a forked child."""
+        self._counters = Counters()
+        self.guard = Guard(on_error=lambda: self._counters.add("errors"))
+        self._outbox = Outbox(items=self._settings.queue_batches, nbytes=self._settings.queue_bytes)
+        self._lock = threading.RLock()
+        self._parts: dict[_PartKey, int] = {}
+        self._open_steps: dict[_OpenKey, BatchMeta] = {}
+        self._sender = Sender(
+            settings=self._settings,
+            session=self.session,
+            outbox=self._outbox,
+            transport=self._transport,
+            counters=self._counters,
+            guard=self.guard,
+        )
+
+    def _transport(self) -> HttpTransport:
+        return HttpTransport(url=self._settings.url or "", api_key=self._settings.api_key)
+
+    # --- what the trainer hands over -----------------------------------------------------------------------------
+
+    def record(
+        self,
+        *,
+        step: int,
+        infer_logprobs: Any,
+        train_logprobs: Any,
+        mask: Any = None,
+        train_version: int | None = None,
+        infer_version: Any = None,
+        part: int | None = None,
+        final: bool = True,
+        phase: Phase = "rollout",
+        update_index: int = 0,
+        stream: str = "train",
+        cu_seqlens: Any = None,
+        lengths: Any = None,
+        padding: Literal["right", "left"] = "right",
+        **columns: Any,
+    ) -> None:
+        """Copy one batch and hand it to the sender. Never raises, never waits for the network.
+
+        Args:
+            step: training step.
+            infer_logprobs: [B, T] padded, [N] packed (with `cu_seqlens`) or a list of B sequences; torch (any
+                device and precision) or numpy. The prompt is left out.
+            train_logprobs: the same tokens under the training engine, same layout.
+            mask: same layout; True where the token counts. None: all count.
+            train_version: version of the weights behind `train_logprobs`. None: unknown.
+            infer_version: version that sampled them: a scalar, [B], or per token in the same layout.
+            part: number of this part. None: the n-th call for this step, phase, update and stream is part n.
+            final: whether this is the last part of the step on this rank; else call `end_step` when it is over.
+            phase: when the train log-probs were computed.
+            update_index: optimiser step within the training step.
+            stream: policy, adapter or eval stream within the run.
+            cu_seqlens: [B+1] boundaries of packed arrays.
+            lengths: [B] response lengths of padded arrays; default: up to the outermost True of `mask`, else T.
+            padding: side on which padded arrays are padded.
+            **columns: the other columns of the wire record: mask_post, token_ids, entropy, infer_entropy,
+                sum_p2_other, advantage, reward, seq_id, prompt_id, source, turn, replica, text.
+        """
+
+        def build() -> Item | None:
+            meta = self._meta(
+                step=step,
+                phase=phase,
+                update_index=update_index,
+                stream=stream,
+                part=part,
+                final=final,
+                train_version=train_version,
+            )
+            if not self._settings.send_text:
+                columns.pop("text", None)
+            batch = Batch.from_arrays(
+                meta,
+                infer_logprobs=infer_logprobs,
+                train_logprobs=train_logprobs,
+                cu_seqlens=cu_seqlens,
+                lengths=lengths,
+                padding=padding,
+                mask=mask,
+                infer_version=infer_version,
+                **columns,
+            )
+            self._remember(meta)
+            if batch.sequences == 0 and not final:
+                return None
+            return BatchItem(content=batch, nbytes=size_of(batch))
+
+        self._hand_over("record", build)
+
+    def end_step(self, step: int) -> None:
+        """Say that this rank is through with a step that was recorded with `final=False`. Never raises.
+
+        Does nothing for a step whose last part was already final.
+        """
+        with self._lock:
+            metas = [meta for key, meta in self._open_steps.items() if key[0] == step]
+        for meta in metas:
+
+            def build(meta: BatchMeta = meta) -> Item:
+                final = self._meta(
+                    step=meta.step,
+                    phase=meta.phase,
+                    update_index=meta.update_index,
+                    stream=meta.stream,
+                    part=None,
+                    final=True,
+                    train_version=meta.train_version,
+                )
+                none_N = np.empty(0, np.float32)
+                batch = Batch(
+                    meta=final,
+                    offsets_B1=np.zeros(1, np.int64),
+                    infer_logprobs_N=none_N,
+                    train_logprobs_N=none_N,
+                )
+                self._remember(final)
+                return BatchItem(content=batch, nbytes=size_of(batch))
+
+            self._hand_over("end_step", build)
+
+    def scalars(self, *, step: int, values: Mapping[str, Any]) -> None:
+        """Hand over numbers the trainer computes anyway: reward, grad_norm, entropy, ... Never raises.
+
+        Values are whatever `float()` takes. NaN and infinite ones are left out: a gap, not a number.
+        """
+
+        def build() -> Item | None:
+            numbers = {str(name): float(value) for name, value in values.items()}
+            finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+            content = {"step": _integer(step, "step"), "session": self.session, "values": finite}
+            return _note("scalars", content) if finite else None
+
+        self._hand_over("scalars", build)
+
+    def event(self, kind: str, *, step: int | None = None, payload: Mapping[str, Any] | None = None) -> None:
+        """Hand over something that happened: weight_sync, resume, checkpoint, ... Never raises.
+
+        Args:
+            kind: what happened.
+            step: when; None: not tied to a step.
+            payload: details, as JSON takes them.
+        """
+
+        def build() -> Item:
+            content: dict[str, Any] = {"kind": kind, "session": self.session, "payload": dict(payload or {})}
+            if step is not None:
+                content["step"] = _integer(step, "step")
+            return _note("events", content)
+
+        self._hand_over("event", build)
+
+    # --- what the trainer may read -------------------------------------------------------------------------------
+
+    @property
+    def directive(self) -> dict[str, Any] | None:
+        """The last known directive of the control; None: none. Never waits."""
+        return self._sender.news.directive
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Headline metrics of the last answered batch; those that do not exist for it are absent."""
+        return dict(self._sender.news.metrics or {})
+
+    @property
+    def run_id(self) -> str | None:
+        """The service's name for the run; None until it has answered once."""
+        return self._sender.run_id
+
+    @property
+    def stats(self) -> Stats:
+        """The counters now."""
+        return self._counters.snapshot(queued=len(self._outbox), queued_bytes=self._outbox.nbytes)
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    @guarded(default=False)
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Wait until everything handed over before has been settled; False where `timeout` seconds were too few."""
+        deadline = time.monotonic() + timeout
+        last = self._outbox.last()
+        while last is not None and self._outbox.holds(last):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_FLUSH_INTERVAL)
+        return True
+
+    @guarded(default=None)
+    def close(self, timeout: float = CLOSE_TIMEOUT, *, finished: bool = False) -> None:
+        """Send what is left, for at most `timeout` seconds, and stop. Never raises; a second call does nothing.
+
+        Args:
+            timeout: longest wait, seconds; what is left then is dropped and counted.
+            finished: tell the service that the run is over (rank 0 does). Leaving a `with` block without an
+                exception does; closing at exit does not, for an exit may be a crash.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            if finished and self._settings.rank == 0:
+                self.event("finished", step=self._sender.step)
+            self._closed = True
+        _OPEN.pop(id(self), None)
+        self._sender.stop_by(time.monotonic() + timeout)
+        self._sender.join(timeout)
+        self._counters.drop("closed", self._outbox.clear())
+        stats = self.stats
+        if stats.dropped or stats.rejected:
+            logger.warning(
+                "closed: %d of %d items stored, %d refused, dropped: %s",
+                stats.sent + stats.duplicates,
+                stats.recorded,
+                stats.rejected,
+                dict(stats.dropped),
+            )
+
+    def __enter__(self) -> Collector:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(finished=error is None)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _hand_over(self, place: str, build: Callable[[], Item | None]) -> None:
+        """Build an item and put it into the outbox; every way out of here is counted."""
+        with self.guard(place):
+            self._counters.add("recorded")
+            if self._closed or self._settings.url is None:
+                self._counters.drop("closed" if self._closed else "no_url")
+                return
+            try:
+                item = build()
+            except BatchError:
+                self._counters.drop("invalid")
+                raise
+            except Exception:
+                self._counters.drop("error")
+                raise
+            reason = "empty" if item is None else self._outbox.put(item)
+            if reason is not None:
+                self._counters.drop(reason)
+                if reason != "empty":
+                    self.guard.once(place, reason, message=f"{place}: not sent: {reason}")
+                return
+            self._sender.start()
+
+    def _meta(
+        self,
+        *,
+        step: int,
+        phase: Phase,
+        update_index: int,
+        stream: str,
+        part: int | None,
+        final: bool,
+        train_version: int | None,
+    ) -> BatchMeta:
+        step = _integer(step, "step")
+        update_index = _integer(update_index, "update_index")
+        key = (step, phase, update_index, stream)
+        with self._lock:
+            following = self._parts.pop(key, 0)
+            number = following if part is None else _integer(part, "part")
+            self._parts[key] = max(following, number + 1)
+            _forget(self._parts)
+        return BatchMeta(
+            step=step,
+            rank=self._settings.rank,
+            world_size=self._settings.world_size,
+            part=number,
+            final=bool(final),
+            phase=phase,
+            update_index=update_index,
+            stream=stream,
+            session=self.session,
+            train_version=None if train_version is None else _integer(train_version, "train_version"),
+            framework=self._settings.framework,
+            recorded_at=time.time(),
+        )
+
+    def _remember(self, meta: BatchMeta) -> None:
+        """Keep which steps are still open, and the latest step for the heartbeat."""
+        key = (meta.step, meta.phase, meta.stream)
+        with self._lock:
+            self._sender.step = max(meta.step, self._sender.step or 0)
+            self._open_steps.pop(key, None)
+            if not meta.final:
+                self._open_steps[key] = meta
+                _forget(self._open_steps)
+
+    def _begin(self) -> None:
+        _OPEN[id(self)] = self
+        if self._settings.url is not None:
+            self._sender.start()
+
+    def _forked(self) -> None:
+        # Kept, never used: collecting it here would close connections that belong to the parent.
+        self._inherited = (self._sender, getattr(self, "_inherited", None))
+        self._reset()
+
+
+def connect(
+    *,
+    project: str | None = None,
+    run: str | None = None,
+    url: str | None = None,
+    api_key: str | None = None,
+    session: str | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    framework: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    queue_batches: int | None = None,
+    queue_bytes: int | None = None,
+    timeout: float | None = None,
+    heartbeat: float | None = None,
+    compression: Literal["zstd", "lz4", "none"] | None = None,
+    send_text: bool | None = None,
+) -> Collector:
+    """Start streaming to a service, which need not be up yet. Everything left out is read from `TAILWATCH_*`.
+
+    Without a URL nothing is sent: every call is counted as dropped (`no_url`) and one warning is logged.
+
+    Args:
+        project: project the run belongs to.
+        run: name of the run.
+        url: root of the service, for example `http://127.0.0.1:8321`.
+        api_key: bearer key.
+        session: launch of the job, the same on all ranks; default: the launcher's id and restart count, else one
+            shared through torch.distributed, else random.
+        rank: data-parallel rank; default: RANK, else SLURM_PROCID, else 0.
+        world_size: ranks that record each step; default: WORLD_SIZE, else SLURM_NTASKS, else unknown. Pass 1
+            where only one of several processes records, else the service waits for the others.
+        framework: for example `trl 1.16.0`.
+        config: further fields of the run: model_class, precision, temperature, top_p, logprobs_mode,
+            staleness_bound, tags.
+        queue_batches: most items waiting to be sent; default 64.
+        queue_bytes: most bytes waiting to be sent; default 256 MiB. One encoded batch comes on top.
+        timeout: longest wait for one network operation, seconds; default 10.
+        heartbeat: time between heartbeats, seconds; default 60.
+        compression: compression inside the Arrow stream; default none.
+        send_text: let the `text` column leave the trainer; default: it is left out.
+
+    Raises:
+        ConfigurationError: a setting is missing or wrong. Nothing raises after this.
+    """
+    settings = Settings.read(
+        os.environ,
+        project=project,
+        run=run,
+        url=url,
+        api_key=api_key,
+        session=session,
+        rank=rank,
+        world_size=world_size,
+        framework=framework,
+        config=config,
+        queue_batches=queue_batches,
+        queue_bytes=queue_bytes,
+        timeout=timeout,
+        heartbeat=heartbeat,
+        compression=compression,
+        send_text=send_text,
+    )
+    found, shared = (settings.session, True) if settings.session else find_session(os.environ)
+    if settings.url is None:
+        logger.warning("no url: nothing is sent; pass url=... to connect or set TAILWATCH_URL")
+    elif not shared and (settings.world_size or 1) > 1:
+        logger.warning(
+            "each of the %d ranks drew a session of its own and will be an attempt of its own; "
+            "set TAILWATCH_SESSION to one value per launch",
+            settings.world_size,
+        )
+    collector = Collector(settings, session=found)
+    collector._begin()  # the two halves of one module
+    return collector
+
+
+_OPEN: dict[int, Collector] = {}
+"""Collectors that are not closed. Kept alive here, so that what was recorded is sent even if nobody holds them."""
+
+
+def _close_all() -> None:
+    """At exit: one deadline for all."""
+    deadline = time.monotonic() + CLOSE_TIMEOUT
+    collectors = list(_OPEN.values())
+    for collector in collectors:
+        collector._sender.stop_by(deadline)
+    for collector in collectors:
+        collector.close(max(deadline - time.monotonic(), 0.0))
+
+
+def _after_fork() -> None:
+    for collector in list(_OPEN.values()):
+        collector._forked()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _note(path: str, content: Mapping[str, Any]) -> NoteItem:
+    try:
+        body = json.dumps(content, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise BatchError(FieldError(column=path, reason=f"cannot be written as JSON: {error}")) from error
+    if len(body) > MAX_NOTE_BYTES:
+        raise BatchError(FieldError(column=path, reason=f"{len(body)} bytes of JSON, limit {MAX_NOTE_BYTES}"))
+    return NoteItem(path=path, body=body, key=uuid.uuid4().hex)
+
+
+def _integer(value: Any, name: str) -> int:
+    """An int from whatever is one (numpy, a tensor of one); a bool and a float are not."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError  # a bool is an index to operator
+        return operator.index(value)
+    except TypeError:
+        raise BatchError(FieldError(column=name, reason=f"{value!r:.80} is not an integer")) from None
+
+
+def _forget(entries: dict[Any, Any]) -> None:
+    """Drop the oldest entries beyond what is worth remembering."""
+    while len(entries) > _REMEMBERED_STEPS:
+        del entries[next(iter(entries))]
