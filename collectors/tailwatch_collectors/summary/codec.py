@@ -129,7 +129,8 @@ def _section(payload: bytes, at: int, dtype: np.dtype[Any], where: str) -> tuple
 
 
 def _planes(data: bytes, itemsize: int) -> bytes:
-    return np.frombuffer(data, np.uint8).reshape(-1, itemsize).T.tobytes()
+    planes: bytes = np.frombuffer(data, np.uint8).reshape(-1, itemsize).T.tobytes()
+    return planes
 
 
 def _names(data: bytes, where: str) -> tuple[str, ...]:

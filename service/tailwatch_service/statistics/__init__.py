@@ -1,0 +1,1 @@
+"""Statistics: summaries in, metrics out. Pure; knows neither FastAPI nor storage."""

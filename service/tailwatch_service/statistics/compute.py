@@ -1,0 +1,60 @@
+"""metrics(summary): every metric of the registry, each a finite value or a reason why it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tailwatch_collectors.summary import Summary
+from tailwatch_service.statistics.envelope import envelope_widths
+from tailwatch_service.statistics.ess import ess
+from tailwatch_service.statistics.kl import kl
+from tailwatch_service.statistics.ratios import ratios
+from tailwatch_service.statistics.registry import HEADLINE
+from tailwatch_service.statistics.sequences import sequences
+from tailwatch_service.statistics.tails import tails
+from tailwatch_service.statistics.validity import validity
+from tailwatch_service.statistics.values import Value
+
+FAMILIES: tuple[Callable[[Summary], dict[str, Value]], ...] = (
+    kl,
+    ratios,
+    tails,
+    ess,
+    envelope_widths,
+    sequences,
+    validity,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Metrics of one summary; every canonical name is in exactly one of the two."""
+
+    values: dict[str, float]
+    """Finite values by canonical name."""
+    missing: dict[str, str]
+    """Why each of the others does not exist."""
+
+
+def metrics(summary: Summary) -> Computed:
+    """All metrics of a summary."""
+    return _split([family(summary) for family in FAMILIES])
+
+
+def headline(summary: Summary) -> dict[str, float]:
+    """The headline metrics that exist, for the answer to a batch."""
+    computed = _split([family(summary) for family in (kl, ratios, ess, envelope_widths)])
+    return {name: computed.values[name] for name in HEADLINE if name in computed.values}
+
+
+def _split(found: list[dict[str, Value]]) -> Computed:
+    values: dict[str, float] = {}
+    missing: dict[str, str] = {}
+    for family in found:
+        for name, value in family.items():
+            if isinstance(value, str):
+                missing[name] = value
+            else:
+                values[name] = float(value)
+    return Computed(values, missing)
