@@ -156,7 +156,7 @@ def content_digest(batch: Batch) -> bytes:
                 digest.update(encoded)
         else:
             digest.update(struct.pack("<q", len(value)))
-            digest.update(memoryview(np.ascontiguousarray(value)))
+            digest.update(np.ascontiguousarray(value).data)
     return digest.digest()
 
 

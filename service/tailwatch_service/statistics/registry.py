@@ -100,7 +100,7 @@ _KL = (
         formula=r"\mathbb{E}[e^{-d} - 1 + d]",
         description="k3 with the ratio turned over but still averaged over inference samples: an estimate of "
         "chi²(infer || train) - KL(infer || train), not of a KL.",
-        harm="higher", reference="research on NeMo-RL's policy_kl_error",
+        harm="higher",
         aliases={"NeMo-RL": "policy_kl_error (documented there as a KL)", "AReaL": "kl_k3 of rejection sampling"},
     ),
     Metric(
