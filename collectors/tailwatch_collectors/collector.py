@@ -8,6 +8,8 @@ its own sender on first use.
 from __future__ import annotations
 
 import atexit
+import functools
+import itertools
 import json
 import math
 import operator
@@ -15,7 +17,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Literal
 
@@ -38,7 +40,7 @@ CLOSE_TIMEOUT = 5.0
 MAX_NOTE_BYTES = 2**20
 """Largest JSON of one call of `scalars` or `event`, bytes."""
 
-_REMEMBERED_STEPS = 4096
+_REMEMBERED = 8192
 _FLUSH_INTERVAL = 0.005
 
 _PartKey = tuple[int, str, int, str]
@@ -61,7 +63,7 @@ class Collector:
         self.guard = Guard(on_error=lambda: self._counters.add("errors"))
         self._outbox = Outbox(items=self._settings.queue_batches, nbytes=self._settings.queue_bytes)
         self._lock = threading.RLock()
-        self._parts: dict[_PartKey, int] = {}
+        self._parts: dict[_PartKey, Iterator[int]] = {}
         self._open_steps: dict[_OpenKey, BatchMeta] = {}
         self._sender = Sender(
             settings=self._settings,
@@ -153,31 +155,28 @@ class Collector:
 
         Does nothing for a step whose last part was already final.
         """
-        with self._lock:
-            metas = [meta for key, meta in self._open_steps.items() if key[0] == step]
-        for meta in metas:
+        with self.guard("end_step"):
+            number = _integer(step, "step")
+            with self._lock:
+                open_metas = [meta for meta in list(self._open_steps.values()) if meta.step == number]
+            for meta in open_metas:
+                self._hand_over("end_step", functools.partial(self._final, meta))
 
-            def build(meta: BatchMeta = meta) -> Item:
-                final = self._meta(
-                    step=meta.step,
-                    phase=meta.phase,
-                    update_index=meta.update_index,
-                    stream=meta.stream,
-                    part=None,
-                    final=True,
-                    train_version=meta.train_version,
-                )
-                none_N = np.empty(0, np.float32)
-                batch = Batch(
-                    meta=final,
-                    offsets_B1=np.zeros(1, np.int64),
-                    infer_logprobs_N=none_N,
-                    train_logprobs_N=none_N,
-                )
-                self._remember(final)
-                return BatchItem(content=batch, nbytes=size_of(batch))
-
-            self._hand_over("end_step", build)
+    def _final(self, last: BatchMeta) -> Item:
+        """A batch without rows that closes what `last` belongs to."""
+        meta = self._meta(
+            step=last.step,
+            phase=last.phase,
+            update_index=last.update_index,
+            stream=last.stream,
+            part=None,
+            final=True,
+            train_version=last.train_version,
+        )
+        none_N = np.empty(0, np.float32)
+        batch = Batch(meta=meta, offsets_B1=np.zeros(1, np.int64), infer_logprobs_N=none_N, train_logprobs_N=none_N)
+        self._remember(meta)
+        return BatchItem(content=batch, nbytes=size_of(batch))
 
     def scalars(self, *, step: int, values: Mapping[str, Any]) -> None:
         """Hand over numbers the trainer computes anyway: reward, grad_norm, entropy, ... Never raises.
@@ -299,7 +298,7 @@ class Collector:
             except BatchError:
                 self._counters.drop("invalid")
                 raise
-            except Exception:
+            except BaseException:  # an interrupt too: it passes, and the item is accounted for
                 self._counters.drop("error")
                 raise
             reason = "empty" if item is None else self._outbox.put(item)
@@ -323,12 +322,7 @@ class Collector:
     ) -> BatchMeta:
         step = _integer(step, "step")
         update_index = _integer(update_index, "update_index")
-        key = (step, phase, update_index, stream)
-        with self._lock:
-            following = self._parts.pop(key, 0)
-            number = following if part is None else _integer(part, "part")
-            self._parts[key] = max(following, number + 1)
-            _forget(self._parts)
+        number = self._number((step, phase, update_index, stream), part)
         return BatchMeta(
             step=step,
             rank=self._settings.rank,
@@ -343,6 +337,17 @@ class Collector:
             framework=self._settings.framework,
             recorded_at=time.time(),
         )
+
+    def _number(self, key: _PartKey, part: int | None) -> int:
+        """The number of a part: the one given, else the next for its key."""
+        with self._lock:
+            # Each a single step for the interpreter, so that a signal handler that records gets another number.
+            number = next(self._parts.setdefault(key, itertools.count()))
+            if part is not None:
+                given = _integer(part, "part")
+                number, self._parts[key] = given, itertools.count(max(number, given + 1))
+            _forget(self._parts)
+        return number
 
     def _remember(self, meta: BatchMeta) -> None:
         """Keep which steps are still open, and the latest step for the heartbeat."""
@@ -487,6 +492,7 @@ def _integer(value: Any, name: str) -> int:
 
 
 def _forget(entries: dict[Any, Any]) -> None:
-    """Drop the oldest entries beyond what is worth remembering."""
-    while len(entries) > _REMEMBERED_STEPS:
-        del entries[next(iter(entries))]
+    """Drop the oldest half once there are more entries than are worth remembering."""
+    if len(entries) > _REMEMBERED:
+        for key in list(entries)[: _REMEMBERED // 2]:
+            entries.pop(key, None)

@@ -66,8 +66,8 @@ class Outbox:
     @property
     def nbytes(self) -> int:
         """Bytes of everything in here."""
-        with self._lock:
-            return sum(item.nbytes for item in self._items)
+        # The copy is one step for the interpreter: a signal handler that puts cannot fall between.
+        return sum(item.nbytes for item in tuple(self._items))
 
     def put(self, item: Item) -> DropReason | None:
         """Append an item; the reason where it is refused, None where it is taken."""

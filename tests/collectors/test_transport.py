@@ -1,0 +1,191 @@
+"""One POST against services that behave and misbehave: an answer always, an exception never."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tailwatch_collectors.transport import MAX_ANSWER_BYTES, Answer, HttpTransport
+
+if TYPE_CHECKING:
+    from tests.collectors.conftest import FakeService
+
+
+@pytest.fixture
+def transport(service: FakeService) -> Iterator[HttpTransport]:
+    transport = HttpTransport(url=service.url, api_key="key")
+    yield transport
+    transport.close()
+
+
+def _post(transport: HttpTransport, body: bytes = b"{}", *, timeout: float = 10.0) -> Answer:
+    return transport.post("/things", body=body, headers={"Content-Type": "application/json"}, timeout=timeout)
+
+
+def test_a_large_body_arrives_whole(service: FakeService, transport: HttpTransport) -> None:
+    body = bytes(range(256)) * 4096 * 3 + b"tail"
+
+    assert _post(transport, body).accepted
+    assert service.calls[0].body == body
+    assert service.calls[0].headers["authorization"] == "Bearer key"
+    assert service.calls[0].headers["user-agent"].startswith("tailwatch-collectors/")
+    assert "transfer-encoding" not in service.calls[0].headers
+
+
+def test_no_key_no_header(service: FakeService) -> None:
+    transport = HttpTransport(url=service.url, api_key=None)
+    _post(transport)
+    transport.close()
+
+    assert "authorization" not in service.calls[0].headers
+
+
+def test_an_empty_answer_is_an_answer(service: FakeService, transport: HttpTransport) -> None:
+    service.script("things", status=202, body=b"")
+
+    assert _post(transport) == Answer(status=202, content={})
+
+
+def test_nobody_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    transport = HttpTransport(url=f"http://127.0.0.1:{port}", api_key=None)
+    answer = _post(transport)
+    transport.close()
+
+    assert answer.status is None
+    assert answer.failure is not None
+    assert "ConnectError" in answer.failure
+
+
+def test_a_service_that_hangs(service: FakeService, transport: HttpTransport) -> None:
+    service.script("things", hang=True)
+
+    answer = _post(transport, timeout=0.1)
+
+    assert answer.status is None
+    assert answer.failure is not None
+    assert "Timeout" in answer.failure
+
+
+def test_a_service_that_hangs_up(service: FakeService, transport: HttpTransport) -> None:
+    service.script("things", lose_answer=True)
+
+    assert _post(transport).status is None
+    assert _post(transport).accepted
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "reason"),
+    [
+        (b"<html>proxy</html>", "text/html", "text/html"),
+        (b'{"a": ', "application/json", "not JSON"),
+        (b"\xff\xfe", "application/json", "not JSON"),
+        (b"[" * 100_000, "application/json", "not JSON"),
+        (b"[1]", "application/json", "list"),
+        (b'{"a": 1}', "", "expected JSON"),
+        (b"x" * (MAX_ANSWER_BYTES * 4), "application/json", "over"),
+    ],
+)
+def test_answers_that_cannot_be_read(
+    service: FakeService, transport: HttpTransport, body: bytes, content_type: str, reason: str
+) -> None:
+    service.script("things", body=body, content_type=content_type)
+
+    answer = _post(transport)
+
+    assert answer.status == 200
+    assert not answer.accepted
+    assert answer.failure is not None
+    assert reason in answer.failure
+    assert len(answer.failure) < 400
+    assert _post(transport).accepted
+
+
+def test_redirects_are_not_followed(service: FakeService, transport: HttpTransport) -> None:
+    service.script("things", status=307, body=b"", headers={"Location": f"{service.url}/elsewhere"})
+
+    assert _post(transport).status == 307
+    assert [call.path for call in service.calls] == ["/things"]
+
+
+def test_problems_are_read(service: FakeService, transport: HttpTransport) -> None:
+    service.script(
+        "things", status=422, body=b'{"errors": [1]}', content_type="application/problem+json; charset=utf-8"
+    )
+
+    answer = _post(transport)
+
+    assert answer.content == {"errors": [1]}
+    assert not answer.accepted
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high"),
+    [("7", 7, 7), (formatdate(time.time() + 100, usegmt=True), 50, 101), (formatdate(0, usegmt=True), 0, 0)],
+)
+def test_retry_after(service: FakeService, transport: HttpTransport, value: str, low: float, high: float) -> None:
+    service.script("things", status=429, headers={"Retry-After": value})
+
+    retry_after = _post(transport).retry_after
+
+    assert retry_after is not None
+    assert low <= retry_after <= high
+
+
+@pytest.mark.parametrize("value", ["soon", "-1", "nan", "²", "Mon, 99 Foo 2026"])
+def test_retry_after_that_says_nothing(service: FakeService, transport: HttpTransport, value: str) -> None:
+    service.script("things", status=429, headers={"Retry-After": value.encode().decode("latin-1")})
+
+    assert _post(transport).retry_after is None
+
+
+def test_the_environments_proxy_is_not_asked(
+    service: FakeService, transport: HttpTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    assert _post(transport).accepted
+
+
+def test_no_line_in_the_log_per_request(
+    service: FakeService, transport: HttpTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        _post(transport)
+
+    assert caplog.records == []
+
+
+def test_a_service_that_drips_is_left() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    stop = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n")
+            with contextlib.suppress(OSError):
+                while not stop.wait(0.02):
+                    connection.sendall(b" ")
+
+    dripper = threading.Thread(target=drip, daemon=True)
+    dripper.start()
+    transport = HttpTransport(url=f"http://127.0.0.1:{listener.getsockname()[1]}", api_key=None)
+    answer = _post(transport, timeout=0.2)
+    stop.set()
+    transport.close()
+    dripper.join(30)
+    listener.close()
+
+    assert answer.failure == "answer too slow"
