@@ -1,6 +1,6 @@
 """What recordings hold, as a Markdown table, computed from the files. No torch here.
 
-    python -m lab.describe lab/recordings/*.parquet
+python -m lab.describe lab/recordings/*.parquet
 """
 
 from __future__ import annotations

@@ -12,23 +12,22 @@ import tailwatch_collectors as tailwatch
 from lab.recording import Provenance
 from tailwatch_collectors.batch import Batch
 
+_CONFIG = ("model_class", "precision", "temperature", "top_p", "staleness_bound")
+"""Settings of the run that the service keeps."""
+
 
 class LiveSink:
-    """A sink that hands everything to a collector."""
+    """A sink that hands everything to a collector; says at the end what became of it."""
 
     def __init__(self, url: str, *, provenance: Provenance) -> None:
-        settings = provenance.settings
         self._collector = tailwatch.connect(
             project=provenance.project,
             run=provenance.run,
             url=url,
+            rank=0,
+            world_size=provenance.settings["world_size"],
             framework=provenance.framework,
-            world_size=settings["world_size"],
-            precision=settings["precision"],
-            model_class=settings["model_class"],
-            temperature=settings["temperature"],
-            top_p=settings["top_p"],
-            staleness_bound=settings["staleness_bound"],
+            config={name: provenance.settings[name] for name in _CONFIG},
         )
 
     def batch(self, batch: Batch) -> None:
@@ -37,7 +36,6 @@ class LiveSink:
         token_ids_N = batch.token_ids_N
         self._collector.record(
             step=batch.meta.step,
-            rank=batch.meta.rank,
             train_version=batch.meta.train_version,
             infer_logprobs=np.split(batch.infer_logprobs_N, cuts),
             train_logprobs=np.split(batch.train_logprobs_N, cuts),
@@ -63,4 +61,9 @@ class LiveSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._collector.close()
+        self._collector.close(finished=error is None)
+        stats = self._collector.stats
+        lost = stats.rejected + sum(stats.dropped.values())
+        print(f"live: {stats.sent} items stored, {lost} lost, {stats.bytes / 1e6:.1f} MB sent")
+        if not stats.sent:
+            print("live: nothing was stored; is the service up? start it with `tailwatch serve`")

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the checkpoint from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="file to write the weights to")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and examples (default 0)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of weights and examples (default 1)")
     parser.add_argument(
         "--stop-accuracy", type=float, default=0.35, help="stop at this sampled accuracy (default 0.35)"
     )

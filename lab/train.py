@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> list[StepReport]:
         if options.live:
             from lab.live import LiveSink
 
-            sinks.append(open_sinks.enter_context(LiveSink(options.url, provenance=provenance)))
+            try:
+                live = LiveSink(options.url, provenance=provenance)
+            except ValueError as error:
+                raise SystemExit(f"lab.train: {error}") from error
+            sinks.append(open_sinks.enter_context(live))
             print(f"streaming to {options.url} as {options.project}/{run}", flush=True)
         return _run(Trainer(settings, policy=load_policy(options.checkpoint), sinks=sinks), options.step_seconds)
 

@@ -50,7 +50,7 @@ class Settings:
     """Numerics of the inference engine."""
     sync_every: int = 16
     """Steps between two weight syncs; 1: on policy."""
-    lr: float = 1e-3
+    lr: float = 4e-4
     """Learning rate."""
     steps: int = 64
     """Rollouts."""
