@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -42,19 +42,19 @@ def create(
 ) -> tuple[ApiKey, str]:
     """Make a key; its secret is in the answer and nowhere else."""
     secret = PREFIX + secrets.token_urlsafe(32)
-    row = {
-        "key_id": secrets.token_hex(8),
-        "name": name,
-        "hash": _hash(secret),
-        "project": project,
-        "scopes": sorted(scopes),
-        "created_at": now,
-        "revoked_at": None,
-    }
+    made = ApiKey(
+        key_id=secrets.token_hex(8),
+        name=name,
+        project=project,
+        scopes=frozenset(scopes),
+        created_at=now,
+        revoked_at=None,
+    )
+    row = {**asdict(made), "scopes": sorted(made.scopes), "hash": _hash(secret)}
     with db.write() as connection:
         connection.execute(sa.insert(_keys).values(row))
-        _audit(connection, actor="cli", action="key_created", subject=row["key_id"], detail={"name": name}, now=now)
-    return _key({name: row[name] for name in row if name != "hash"}), secret
+        _audit(connection, actor="cli", action="key_created", subject=made.key_id, detail={"name": name}, now=now)
+    return made, secret
 
 
 def verify(db: Database, secret: str) -> ApiKey | None:

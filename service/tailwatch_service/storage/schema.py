@@ -22,17 +22,17 @@ metadata = sa.MetaData(
 _Serial = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """SQLite numbers rows by itself only for INTEGER."""
 
-_Seconds = sa.Double()
+_Seconds: sa.Double[float] = sa.Double()
 
 
-def _run(**options: bool) -> sa.Column[str]:
+def _run(*, primary_key: bool = False) -> sa.Column[str]:
     reference = sa.ForeignKey("runs.run_id", ondelete="CASCADE")
-    return sa.Column("run_id", sa.String(32), reference, nullable=False, **options)
+    return sa.Column("run_id", sa.String(32), reference, nullable=False, primary_key=primary_key)
 
 
-def _series(**options: bool) -> sa.Column[int]:
+def _series(*, primary_key: bool = False) -> sa.Column[int]:
     reference = sa.ForeignKey("series.series_id", ondelete="CASCADE")
-    return sa.Column("series_id", _Serial, reference, nullable=False, **options)
+    return sa.Column("series_id", _Serial, reference, nullable=False, primary_key=primary_key)
 
 
 runs = sa.Table(

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from tailwatch_collectors.types import Phase
+from tailwatch_service.statistics.registry import METRICS
 from tailwatch_service.storage import chunks, schema, steps
 from tailwatch_service.storage import scalars as scalars_of
 from tailwatch_service.storage.database import Database
@@ -103,8 +104,6 @@ def downsample(table: SeriesTable, *, max_points: int) -> SeriesTable:
 
 
 def _is_metric(name: str) -> bool:
-    from tailwatch_service.statistics.registry import METRICS
-
     return name in METRICS or name == chunks.COVERAGE
 
 

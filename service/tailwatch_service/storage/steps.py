@@ -7,6 +7,7 @@ has any step, else `update` with update_index 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -39,7 +40,8 @@ class StepRange(NamedTuple):
     """The latest attempt's series."""
     first: int
     last: int
-    count: int
+    steps: int
+    """How many there are."""
 
 
 def lines(
@@ -113,7 +115,7 @@ def latest(
     """The largest closed step of the latest attempt that has one; None where no step is closed."""
     with db.read() as connection:
         for line in reversed(lines(connection, run_id, stream=stream, phase=phase, update_index=update_index)):
-            query = _shown(sa.select(sa.func.max(_table.c.step)), line).where(_table.c.closed.is_(sa.true()))
+            query = _shown([sa.func.max(_table.c.step)], line).where(_table.c.closed.is_(sa.true()))
             step = connection.execute(query).scalar()
             if step is not None:
                 return _read(connection, line, step)
@@ -130,11 +132,11 @@ def extent(
 ) -> StepRange | None:
     """First, last and number of the closed steps shown; None where there is none."""
     step = _table.c.step
-    columns = (sa.func.min(step), sa.func.max(step), sa.func.count())
+    columns: list[sa.ColumnElement[Any]] = [sa.func.min(step), sa.func.max(step), sa.func.count()]
     with db.read() as connection:
         found = lines(connection, run_id, stream=stream, phase=phase, update_index=update_index)
         closed = _table.c.closed.is_(sa.true())
-        parts = [connection.execute(_shown(sa.select(*columns), line).where(closed)).one() for line in found]
+        parts = [tuple(connection.execute(_shown(columns, line).where(closed)).one()) for line in found]
     parts = [part for part in parts if part[2]]
     if not parts:
         return None
@@ -168,9 +170,12 @@ def _line_of(
     return None if row is None else Line(row.series_id, key, row.first_step, None)
 
 
-def _shown(query: sa.Select[Any], line: Line) -> sa.Select[Any]:
-    query = query.where(_table.c.series_id == line.series_id)
-    return query if line.end_step is None else query.where(_table.c.step < line.end_step)
+def _shown(columns: Sequence[sa.ColumnElement[Any]], line: Line) -> sa.Select[Any]:
+    query: Any = sa.select(*columns).where(_table.c.series_id == line.series_id)
+    if line.end_step is not None:
+        query = query.where(_table.c.step < line.end_step)
+    shown: sa.Select[Any] = query
+    return shown
 
 
 def _read(connection: sa.Connection, line: Line, step: int) -> StepRecord | None:
