@@ -1,0 +1,63 @@
+# Every command of the project. `make help` lists them.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format lab lab-checkpoint lab-recordings bench-ingest docs screenshots clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+export TAILWATCH_VENV := $(VENV)
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## replay recorded runs into a live service on http://127.0.0.1:8321
+	@scripts/bootstrap.sh service
+	@exec $(BIN)/tailwatch demo
+
+test: ## everything from nothing: lint, format, types, import contracts, all tests, coverage floor
+	@scripts/bootstrap.sh dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
+
+check: ## the quick part of `make test`, in under a minute
+	@scripts/bootstrap.sh dev
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/ruff check -q .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports | tail -n 3
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow and not browser"
+
+format: ## format and fix what can be fixed
+	@scripts/bootstrap.sh dev
+	$(BIN)/ruff check --fix-only -q .
+	$(BIN)/ruff format .
+
+lab: ## train a tiny policy live into a running service (see `python -m lab.train --help`)
+	@scripts/bootstrap.sh dev
+	$(BIN)/python -m lab.train --live
+
+lab-checkpoint: ## make the SFT checkpoint the lab starts from
+	@scripts/bootstrap.sh dev
+	$(BIN)/python -m lab.sft --out lab/checkpoints/sft.pt
+
+lab-recordings: ## make the recorded runs in lab/recordings/
+	@scripts/bootstrap.sh dev
+	$(BIN)/python -m lab.record_all
+
+bench-ingest: ## tokens/s through HTTP, as a ratio to the same service fed JSON -> bench/results.json
+	@scripts/bootstrap.sh dev
+	$(BIN)/python -m bench.ingest
+
+docs: ## write docs/metrics.md from the registry
+	@scripts/bootstrap.sh service
+	$(BIN)/python scripts/metrics_page.py
+
+screenshots: ## shoot the pages of a live demo (docs/pictures/)
+	@scripts/bootstrap.sh dev
+	$(BIN)/python scripts/screenshots.py
+
+clean: ## remove the virtual environment, caches and the demo's data
+	rm -rf $(VENV) .tailwatch-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

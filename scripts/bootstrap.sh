@@ -1,0 +1,64 @@
+#!/bin/sh
+# Set up .venv for `make demo` (service) or `make test` (dev), from nothing. Runs once per change of its inputs.
+set -eu
+
+want="${1:?usage: bootstrap.sh service|dev}"
+venv="${TAILWATCH_VENV:-.venv}"
+log="$venv/bootstrap.log"
+
+fail() { printf 'tailwatch: %s\n' "$1" >&2; exit 1; }
+as_root() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+
+find_python() {
+    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10; do
+        if command -v "$candidate" >/dev/null && new_enough "$candidate"; then echo "$candidate"; return; fi
+    done
+    if ! command -v python3 >/dev/null; then fail "no python3 found; install Python 3.10 or newer"; fi
+    fail "$(python3 --version 2>&1) is too old; install Python 3.10 or newer, or set PYTHON=/path/to/python3"
+}
+
+python=$(find_python)
+fingerprint=$(cat constraints.txt ./*/pyproject.toml "$0" | cksum | tr ' ' -)
+stamp="$venv/.installed-$want-$fingerprint"
+if [ -e "$stamp" ] || { [ "$want" = service ] && [ -e "$venv/.installed-dev-$fingerprint" ]; }; then exit 0; fi
+
+if [ ! -x "$venv/bin/python" ]; then
+    echo "Creating $venv with $("$python" --version 2>&1) ..."
+    if ! "$python" -m venv "$venv" >/dev/null 2>&1; then
+        rm -rf "$venv"
+        as_root || fail "$python cannot create a virtual environment; install the package python3-venv"
+        echo "Installing python3-venv ..."
+        { apt-get update -qq && apt-get install -y -qq python3-venv; } >/dev/null 2>&1 \
+            || fail "could not install python3-venv; is the network reachable?"
+        "$python" -m venv "$venv" || fail "$python cannot create a virtual environment"
+    fi
+fi
+
+install() {
+    if ! "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt "$@" >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        fail "pip could not install the packages above; is the network reachable? (whole log: $log)"
+    fi
+}
+
+case "$want" in
+service)
+    echo "Installing the service (about a minute the first time) ..."
+    install -e collectors -e dashboards -e service
+    ;;
+dev)
+    echo "Installing everything, torch and the test tools included (a few minutes the first time) ..."
+    install torch==2.13.0
+    install -e collectors -e dashboards -e service -e alp -r requirements-dev.txt
+    if ! command -v chromium >/dev/null; then
+        as_root || fail "the browser tests need Chromium; install the package chromium"
+        echo "Installing Chromium ..."
+        { apt-get update -qq && apt-get install -y -qq chromium; } >"$log" 2>&1 \
+            || fail "could not install chromium; is the network reachable? (whole log: $log)"
+    fi
+    ;;
+*) fail "unknown set $want" ;;
+esac
+rm -f "$venv/.installed-$want-"*
+touch "$stamp"
