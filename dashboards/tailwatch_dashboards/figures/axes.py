@@ -1,0 +1,266 @@
+"""What the figures share: gaps, bands, the step axis with its event marks, logarithmic and arcsinh axes with honest labels.
+
+Plotly fills between two curves across missing points; a band here is a set of closed polygons instead, one per unbroken stretch,
+so that a gap stays a gap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import polars as pl
+
+from tailwatch_dashboards import format as fmt
+from tailwatch_dashboards.template import PALETTES, Palette, fade, template
+from tailwatch_dashboards.types import Baseline, EventMark, Theme
+
+Column = list[float | None]
+
+LINEAR_REACH = 0.1
+"""Nats: the arcsinh axis is linear well inside ±0.1 and logarithmic well outside."""
+
+MAX_MARKS = 120
+"""Event marks drawn in one figure; more would be a grey wall."""
+
+RUG_KINDS = frozenset({"weight_sync", "checkpoint"})
+"""Events that come often: a short tick on the axis instead of a line through the plot."""
+
+SILENT_KINDS = frozenset(
+    {"step_closed", "step_revised", "run_created", "run_updated", "heartbeat", "scalars", "finished"}
+)
+"""Events that are no marks: they happen at every step, or beside the steps."""
+
+
+def column(table: pl.DataFrame, name: str) -> Column:
+    """A metric as a list for Plotly: None where missing, six significant digits; all None where the table lacks it."""
+    if name not in table.columns:
+        return [None] * table.height
+    values = table[name].cast(pl.Float64).fill_nan(None)
+    return values.round_sig_figs(6).to_list()
+
+
+def new_figure(theme: Theme) -> go.Figure:
+    """An empty figure in our template."""
+    figure = go.Figure()
+    figure.update_layout(template=template(theme), uirevision="keep")
+    return figure
+
+
+def stretches(*columns: Column) -> Iterator[tuple[int, int]]:
+    """Half-open index ranges over which no column is missing."""
+    start: int | None = None
+    length = len(columns[0])
+    for index in range(length + 1):
+        whole = index < length and all(values[index] is not None for values in columns)
+        if whole and start is None:
+            start = index
+        elif not whole and start is not None:
+            yield start, index
+            start = None
+
+
+def band(
+    x: Sequence[float],
+    low: Column,
+    high: Column,
+    *,
+    name: str,
+    colour: str,
+    group: str | None = None,
+    show: bool = True,
+) -> go.Scatter:
+    """The area between two curves as closed polygons, one per unbroken stretch; a lone point becomes a hairline."""
+    outline_x: list[float | None] = []
+    outline_y: Column = []
+    for start, end in stretches(low, high):
+        if outline_x:
+            outline_x.append(None)
+            outline_y.append(None)
+        outline_x += [*x[start:end], *reversed(x[start:end])]
+        outline_y += [*high[start:end], *reversed(low[start:end])]
+    return go.Scatter(
+        x=outline_x,
+        y=outline_y,
+        fill="toself",
+        fillcolor=colour,
+        line={"width": 0},
+        mode="lines",
+        name=name,
+        hoverinfo="skip",
+        legendgroup=group,
+        showlegend=show,
+    )
+
+
+def step_axis(figure: go.Figure, table: pl.DataFrame) -> None:
+    """The shared step axis: whole steps, the same range in every chart, no padding."""
+    steps = table["step"].to_list()
+    first, last = (steps[0], steps[-1]) if steps else (0, 1)
+    if first == last:
+        first, last = first - 1, last + 1
+    figure.update_xaxes(
+        title_text="training step",
+        range=[first, last],
+        tickformat="d",
+        hoverformat="d",
+        unifiedhovertitle={"text": "step %{x}"},
+    )
+    # One tick per step at most: fractions of a step do not exist.
+    if last - first <= 8:
+        figure.update_xaxes(tickmode="linear", dtick=1)
+
+
+def event_marks(figure: go.Figure, events: Iterable[EventMark], *, theme: Theme) -> None:
+    """Thin marks at the steps of events: ticks on the axis for what comes often, a dashed line for what is rare."""
+    palette = PALETTES[theme]
+    marks: dict[tuple[int, bool], EventMark] = {}
+    for event in events:
+        if event.step is not None and event.kind not in SILENT_KINDS:
+            marks[event.step, event.kind in RUG_KINDS] = event
+    shapes = [_mark(step, rug=rug, palette=palette) for step, rug in _thinned(sorted(marks))]
+    figure.update_layout(shapes=[*figure.layout.shapes, *shapes])
+
+
+def _thinned(marks: list[tuple[int, bool]]) -> list[tuple[int, bool]]:
+    """All rare marks up to the limit, and every n-th of the frequent ones."""
+    rare = [mark for mark in marks if not mark[1]][-MAX_MARKS:]
+    often = [mark for mark in marks if mark[1]]
+    return [*rare, *often[:: max(1, math.ceil(len(often) / MAX_MARKS))]]
+
+
+def _mark(step: int, *, rug: bool, palette: Palette) -> dict[str, Any]:
+    line = {"color": palette.event, "width": 1, "dash": "solid" if rug else "dot"}
+    return {
+        "type": "line",
+        "xref": "x",
+        "yref": "paper",
+        "x0": step,
+        "x1": step,
+        "y0": 0,
+        "y1": 0.03 if rug else 1,
+        "line": line,
+        "layer": "below",
+    }
+
+
+def baseline_band(figure: go.Figure, baseline: Baseline | None, *, metric: str, theme: Theme) -> None:
+    """The run's own past as a faint band through the whole plot: median ± MAD."""
+    if baseline is None or metric not in baseline.median:
+        return
+    palette = PALETTES[theme]
+    middle, spread = baseline.median[metric], baseline.mad[metric]
+    low, high = middle - spread, middle + spread
+    if figure.layout.yaxis.type == "log" and low <= 0:
+        low = middle / 2
+    if high <= 0 or low == high:
+        return
+    shape = {
+        "type": "rect",
+        "xref": "paper",
+        "yref": "y",
+        "x0": 0,
+        "x1": 1,
+        "y0": low,
+        "y1": high,
+        "line": {"width": 0},
+        "fillcolor": fade(palette.baseline, 0.16),
+        "layer": "below",
+    }
+    figure.add_shape(shape)
+    figure.add_trace(legend_swatch(f"baseline ± MAD ({baseline.label})", fade(palette.baseline, 0.35)))
+
+
+def legend_swatch(name: str, colour: str) -> go.Scatter:
+    """A legend entry for something drawn as a shape."""
+    marker = {"symbol": "square", "size": 10, "color": colour}
+    return go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=name, hoverinfo="skip")
+
+
+def limit_line(figure: go.Figure, value: float | None, *, text: str, colour: str) -> None:
+    """A dashed line at a limit, labelled at its right end."""
+    if value is None:
+        return
+    figure.add_shape(
+        {
+            "type": "line",
+            "xref": "paper",
+            "yref": "y",
+            "x0": 0,
+            "x1": 1,
+            "y0": value,
+            "y1": value,
+            "line": {"color": colour, "width": 1, "dash": "dash"},
+            "layer": "below",
+        }
+    )
+    logarithmic = figure.layout.yaxis.type == "log"
+    y = math.log10(value) if logarithmic else value
+    figure.add_annotation(
+        x=1,
+        xref="paper",
+        xanchor="right",
+        y=y,
+        yref="y",
+        yanchor="bottom",
+        text=text,
+        showarrow=False,
+        font={"size": 10, "color": colour},
+    )
+
+
+def log_axis(low: float, high: float, *, most: int = 7) -> dict[str, Any]:
+    """A base-10 axis over at least one decade, labelled at powers of ten in Unicode."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    last = max(last, first + 1)
+    stride = max(1, math.ceil((last - first) / most))
+    exponents = range(first, last + 1, stride)
+    return {
+        "type": "log",
+        "range": [math.log10(low) - 0.1, math.log10(high) + 0.15],
+        "tickvals": [10.0**exponent for exponent in exponents],
+        "ticktext": [fmt.decade(exponent) for exponent in exponents],
+    }
+
+
+def arcsinh(value: float | None) -> float | None:
+    """Position of a signed value on the arcsinh axis: value/0.1 near 0, ±ln(|value|/0.05) far out."""
+    return None if value is None else round(math.asinh(value / LINEAR_REACH), 6)
+
+
+def arcsinh_axis(low: float, high: float) -> dict[str, Any]:
+    """An arcsinh axis from low <= 0 to high >= 0, labelled in the values' own unit.
+
+    Inside ±0.1 the ticks are evenly spaced, outside they follow 1-3-10; the axis never zooms in closer than ±0.02, so that
+    rounding noise looks like what it is.
+    """
+    low, high = min(low, -0.02), max(high, 0.02)
+    reach = max(-low, high)
+    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0) if tick <= reach * 1.3]
+    ticks = [tick for tick in ticks if tick >= reach / 200][-5:]
+    if reach > 1:
+        ticks = [tick for tick in ticks if tick >= 0.1]
+    values = [*(-tick for tick in reversed(ticks)), 0.0, *ticks]
+    pad = 0.04 * (math.asinh(high / LINEAR_REACH) - math.asinh(low / LINEAR_REACH))
+    return {
+        "tickvals": [arcsinh(value) for value in values],
+        "ticktext": [f"{'−' if value < 0 else '+' if value > 0 else ''}{abs(value):g}" for value in values],
+        "range": [math.asinh(low / LINEAR_REACH) - pad, math.asinh(high / LINEAR_REACH) + pad],
+        "zeroline": True,
+    }
+
+
+def note(figure: go.Figure, text: str, *, theme: Theme) -> None:
+    """A sentence in the middle of an empty plot: why there is nothing to see."""
+    figure.add_annotation(
+        text=text,
+        x=0.5,
+        y=0.5,
+        xref="paper",
+        yref="paper",
+        showarrow=False,
+        font={"size": 13, "color": PALETTES[theme].muted},
+    )
+    figure.update_layout(xaxis={"visible": False}, yaxis={"visible": False})

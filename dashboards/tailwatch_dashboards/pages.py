@@ -1,0 +1,344 @@
+"""Pages: records in, HTML and JSON out. The first paint is HTML; afterwards the browser asks for the same sections again as JSON
+and morphs them in place, so a page and its updates cannot disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import plotly.graph_objects as go
+import polars as pl
+
+from tailwatch_dashboards import format as fmt
+from tailwatch_dashboards import plotlyjs
+from tailwatch_dashboards.figures import axes, envelope, kl, quantiles, survival
+from tailwatch_dashboards.figures.sparkline import Sparkline, sparkline
+from tailwatch_dashboards.headline import headline
+from tailwatch_dashboards.types import ENVELOPE_SCHEMA, STATES, SURVIVAL_SCHEMA, EventMark, MetricText, RunRow, RunView, Theme, Verdict
+from tailwatch_dashboards.verdict import verdict
+
+STATIC_DIR = Path(__file__).parent / "static"
+"""Style sheets, scripts and the icon, to be served under /static."""
+
+SERIES_COLUMNS = tuple(dict.fromkeys((*quantiles.COLUMNS, *kl.COLUMNS, "kl_k3", "ess_token", "envelope_width_low")))
+"""Metrics the charts over steps need."""
+
+STALE_AFTER = 120.0
+"""Seconds without a sign of life after which a running run is called stale."""
+
+MAX_EVENTS = 12
+"""Events listed; the marks in the charts show the rest."""
+
+FIGURE_METRICS = {"quantiles": quantiles.COLUMNS, "kl": kl.COLUMNS}
+"""Columns behind the figures over steps."""
+
+EVENT_WORDS = {
+    "weight_sync": "weight sync",
+    "config": "configuration",
+    "attempt_started": "attempt started",
+    "run_created": "run created",
+    "run_updated": "run updated",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityRow:
+    """One validity counter, ready to print."""
+
+    metric: str
+    title: str
+    text: str
+    finding: bool
+
+    @property
+    def word(self) -> str:
+        """Whether it is a finding, in a word."""
+        return "look" if self.finding else ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _ListedRow:
+    """A run with its sparkline drawn."""
+
+    row: RunRow
+    spark: Sparkline | None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.row, name)
+
+
+# --- pages
+
+
+def runs_page(rows: Sequence[RunRow], *, next_cursor: str | None, query: str, origin: str, now: float) -> str:
+    """The run list.
+
+    Args:
+        rows: the first page of runs, in the order to show.
+        next_cursor: where the next page starts; None on the last.
+        query: text the filter box starts with.
+        origin: scheme and host of this service, for the snippet.
+        now: Unix seconds.
+    """
+    listed = _listed(rows)
+    return _render(
+        "runs.html",
+        rows=listed,
+        states=_tally(rows),
+        next_cursor=next_cursor,
+        query=query,
+        origin=origin,
+        now=now,
+        project=None,
+        run_name=None,
+    )
+
+
+def runs_view(rows: Sequence[RunRow], *, next_cursor: str | None, now: float) -> dict[str, Any]:
+    """What the run list updates from: its sections as HTML, keyed by element id."""
+    sections = {
+        "rows": _render("runs_rows.html", rows=_listed(rows), now=now),
+        "summary": _render("runs_summary.html", states=_tally(rows)),
+    }
+    return {"sections": sections, "count": len(rows), "next_cursor": next_cursor}
+
+
+def run_page(view: RunView, *, origin: str, now: float) -> str:
+    """The run page without its figures, which the browser fetches from the run's view."""
+    reading = _reading(view)
+    return _render(
+        "run.html",
+        **_section_values(view, reading, now=now),
+        origin=origin,
+        project=view.project,
+        run_name=view.name,
+        csv={name: csv_path(view, name) for name in ("quantiles", "kl", "envelope", "survival")},
+        calls={name: api_path(view, name) for name in ("quantiles", "kl", "envelope", "survival")},
+        definitions=_definitions(view),
+        plotly_version=plotlyjs.VERSION,
+        plotly_style_ids=plotlyjs.style_ids(),
+    )
+
+
+def run_view(view: RunView, *, theme: Theme, now: float) -> dict[str, Any]:
+    """Everything the run page updates from: verdict, headline, sections as HTML, figures as Plotly JSON, the steps to play."""
+    reading = _reading(view)
+    values = _section_values(view, reading, now=now)
+    names = ("verdict", "headline", "quality", "events", "config")
+    sections = {name: _render(f"{name}.html", **values) for name in names}
+    sections["run-facts"] = _render("run_facts.html", **values)
+    figures = {
+        "quantiles": quantiles.quantile_fan(view.series, baseline=view.baseline, events=view.events, theme=theme),
+        "kl": kl.kl(view.series, baseline=view.baseline, limits=view.limits, events=view.events, theme=theme),
+    }
+    step = step_view(view, theme=theme)
+    return {
+        "run_id": view.run_id,
+        "title": f"{view.name} · {reading.state} · Tailwatch",
+        "verdict": {"state": reading.state, "sentence": reading.sentence, "since_step": reading.since_step},
+        "headline": {name: view.latest.metrics.get(name) for name in SERIES_COLUMNS} if view.latest else {},
+        "sections": {**sections, **step.pop("sections")},
+        "figures": {**{name: figure_json(figure) for name, figure in figures.items()}, **step.pop("figures")},
+        "steps": view.series["step"].to_list(),
+        "sampled": view.sampled,
+        **step,
+    }
+
+
+def step_view(view: RunView, *, theme: Theme) -> dict[str, Any]:
+    """The part of a run's view that depends on the chosen step alone."""
+    tokens = view.chosen.tokens if view.chosen else None
+    bins = view.envelope if view.envelope is not None else pl.DataFrame(schema=ENVELOPE_SCHEMA)
+    tails = view.survival if view.survival is not None else pl.DataFrame(schema=SURVIVAL_SCHEMA)
+    figures = {
+        "envelope": envelope.envelope(bins, baseline=view.baseline_envelope, reach=envelope_reach(view), theme=theme),
+        "survival": survival.survival(tails, fits=view.fits, tokens=tokens, theme=theme),
+    }
+    values = {"view": view, "quality": quality(view), "missing": _missing(view)}
+    return {
+        "step": view.chosen.step if view.chosen else None,
+        "last_step": view.last_step,
+        "links": {
+            "csv": {name: csv_path(view, name) for name in figures},
+            "calls": {name: api_path(view, name) for name in figures},
+        },
+        "sections": {
+            "step-facts": _render("step_facts.html", **values),
+            "quality": _render("quality.html", **values),
+        },
+        "figures": {name: figure_json(figure) for name, figure in figures.items()},
+    }
+
+
+def not_found_page(*, run_id: str | None, near: Sequence[RunRow] = ()) -> str:
+    """The 404 page: a search box and the most recent runs. run_id None: the address itself is unknown."""
+    return _render("not_found.html", run_id=run_id, near=near)
+
+
+def login_page(*, next_path: str, problem: str | None = None) -> str:
+    """The sign-in form; `next_path` is where it leads afterwards."""
+    return _render("login.html", next=next_path, problem=problem)
+
+
+def definitions_page(metrics: Sequence[MetricText]) -> str:
+    """Every metric of the registry by family, each with an anchor."""
+    families: dict[str, list[MetricText]] = {}
+    for metric in metrics:
+        families.setdefault(metric.family, []).append(metric)
+    return _render("definitions.html", families=list(families.items()))
+
+
+def figure_csv(view: RunView, name: str) -> str:
+    """The table behind a figure as CSV.
+
+    Raises:
+        KeyError: unknown figure.
+    """
+    tables = {"envelope": view.envelope, "survival": view.survival}
+    if name in tables:
+        table = tables[name]
+        return table.write_csv() if table is not None else ""
+    wanted = ["step", *(column for column in FIGURE_METRICS[name] if column in view.series.columns)]
+    return view.series.select(wanted).write_csv()
+
+
+# --- parts
+
+
+def quality(view: RunView) -> list[QualityRow]:
+    """The validity metrics of the chosen step, findings first."""
+    if view.chosen is None:
+        return []
+    rows = [
+        _quality_row(text, view.chosen.metrics[name], tokens=view.chosen.tokens)
+        for name, text in view.metrics.items()
+        if text.family == "validity" and name in view.chosen.metrics
+    ]
+    return sorted(rows, key=lambda row: not row.finding)
+
+
+def envelope_reach(view: RunView) -> tuple[float, float] | None:
+    """The d range that holds most steps' envelopes, so that playing through the steps does not rescale the axis."""
+    low = [value for value in axes.column(view.series, "log_ratio_q001") if value is not None]
+    high = [value for value in axes.column(view.series, "log_ratio_q999") if value is not None]
+    return (min(low), max(high)) if low and high else None
+
+
+def figure_json(figure: go.Figure) -> dict[str, Any]:
+    """A figure as plain JSON values: the form Plotly.react takes."""
+    loaded: dict[str, Any] = json.loads(figure.to_json())
+    return loaded
+
+
+def csv_path(view: RunView, name: str) -> str:
+    """Address of the table behind a figure."""
+    path = f"/runs/{quote(view.run_id, safe='')}/figures/{name}.csv"
+    return f"{path}?step={view.chosen.step}" if name not in FIGURE_METRICS and view.chosen else path
+
+
+def api_path(view: RunView, name: str) -> str:
+    """The API call that answers with the same numbers."""
+    root = f"/api/v1/runs/{quote(view.run_id, safe='')}"
+    if name in FIGURE_METRICS:
+        return f"{root}/series?metrics={','.join(FIGURE_METRICS[name])}"
+    step = view.chosen.step if view.chosen else 0
+    return f"{root}/steps/{step}/{'envelope' if name == 'envelope' else 'histogram'}"
+
+
+def _reading(view: RunView) -> Verdict:
+    return verdict(view.recent, limits=view.limits, baseline=view.baseline)
+
+
+def _section_values(view: RunView, reading: Verdict, *, now: float) -> dict[str, Any]:
+    """What the sections of the run page are rendered from."""
+    return {
+        "view": view,
+        "verdict": reading,
+        "headline": headline(view, verdict=reading),
+        "lag": _lag(view),
+        "stale_after": STALE_AFTER,
+        "quality": quality(view),
+        "missing": _missing(view),
+        "events": [_listed_event(event) for event in _notable(view.events)],
+        "config": [(name, _plain(value)) for name, value in view.config.items() if value is not None],
+        "now": now,
+    }
+
+
+def _definitions(view: RunView) -> list[MetricText]:
+    """Metrics a link on the page may point at."""
+    used = {*SERIES_COLUMNS, "tail_khat_upper", *(row.metric for row in quality(view))}
+    return [text for name, text in view.metrics.items() if name in used]
+
+
+def _quality_row(text: MetricText, value: float, *, tokens: int) -> QualityRow:
+    counter = text.unit in {"tokens", "sequences", "count"}
+    shown = fmt.count(value) if counter else fmt.number(value)
+    if text.unit == "tokens" and value > 0 and tokens > 0:
+        shown = f"{shown} ({fmt.number(100 * value / tokens)} %)"
+    return QualityRow(metric=text.name, title=text.title, text=shown, finding=counter and text.harm == "higher" and value > 0)
+
+
+def _missing(view: RunView) -> list[tuple[str, str]]:
+    return sorted(view.chosen.missing.items()) if view.chosen else []
+
+
+def _notable(events: Sequence[EventMark]) -> list[EventMark]:
+    """The latest events worth a line, newest first."""
+    routine = {"step_closed", "step_revised", "heartbeat", "scalars"}
+    return [event for event in reversed(events) if event.kind not in routine][:MAX_EVENTS]
+
+
+def _listed_event(event: EventMark) -> dict[str, Any]:
+    word = EVENT_WORDS.get(event.kind, event.kind.replace("_", " "))
+    return {"word": word, "text": event.text, "step": event.step, "at": event.at}
+
+
+def _lag(view: RunView) -> str:
+    """The chosen run's policy lag at its last step: a number, a range, or unknown."""
+    step = view.latest
+    if step is None or step.lag_min is None or step.lag_max is None:
+        return "not sent" if step else fmt.MISSING
+    return f"{step.lag_min}" if step.lag_min == step.lag_max else f"{step.lag_min}–{step.lag_max}"
+
+
+def _plain(value: Any) -> str:
+    """A configuration value on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def _listed(rows: Sequence[RunRow]) -> list[_ListedRow]:
+    return [_ListedRow(row=row, spark=sparkline([row.k3], scale="log", least=1.0)) for row in rows]
+
+
+def _tally(rows: Sequence[RunRow]) -> list[tuple[str, int]]:
+    """Runs per state, worst first, states without runs left out."""
+    counts = Counter(row.verdict.state for row in rows)
+    return [(state, counts[state]) for state in reversed(STATES) if counts[state]]
+
+
+def _render(name: str, **values: Any) -> str:
+    return _environment().get_template(name).render(**values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Templates with autoescape everywhere: run names, events and configuration come from outside."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tailwatch_dashboards"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"age": fmt.age, "count": fmt.count, "moment": fmt.moment, "number": fmt.number}
+    return environment

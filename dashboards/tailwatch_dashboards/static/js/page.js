@@ -1,0 +1,4 @@
+// Pages without data: only the theme switch.
+import { startThemeSwitch } from "./theme-switch.js";
+
+startThemeSwitch();
