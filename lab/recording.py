@@ -83,7 +83,11 @@ class RecordingWriter:
         )
 
     def batch(self, batch: Batch) -> None:
-        """Write one batch as one row group."""
+        """Write one batch as one row group.
+
+        Raises:
+            ValueError: the batch lacks a column; a recording has them all.
+        """
         self._writer.write_table(_table(batch), row_group_size=max(batch.sequences, 1))
 
     def scalars(self, step: int, *, values: Mapping[str, float]) -> None:
@@ -185,21 +189,31 @@ def _recording(file: Any, path: Path) -> Recording:
 
 
 def _table(batch: Batch) -> pa.Table:
-    meta, offsets = batch.meta, pa.array(batch.offsets_B1.astype(np.int32))
-    columns = {
-        "step": np.full(batch.sequences, meta.step, np.int64),
-        "rank": np.full(batch.sequences, meta.rank, np.int32),
-        "train_version": np.full(batch.sequences, meta.train_version, np.int64),
-        "infer_logprobs": pa.ListArray.from_arrays(offsets, batch.infer_logprobs_N),
-        "train_logprobs": pa.ListArray.from_arrays(offsets, batch.train_logprobs_N),
-        "token_ids": pa.ListArray.from_arrays(offsets, batch.token_ids_N),
+    per_batch = {
+        "step": batch.meta.step,
+        "rank": batch.meta.rank,
+        "train_version": batch.meta.train_version,
+    }
+    per_token = {
+        "infer_logprobs": batch.infer_logprobs_N,
+        "train_logprobs": batch.train_logprobs_N,
+        "token_ids": batch.token_ids_N,
+    }
+    per_sequence = {
         "advantage": batch.advantage_B,
         "reward": batch.reward_B,
         "infer_version": batch.infer_version_B,
-        "seq_id": list(batch.seq_id or ()),
-        "prompt_id": list(batch.prompt_id or ()),
+        "seq_id": batch.seq_id,
+        "prompt_id": batch.prompt_id,
     }
-    return pa.table(columns, schema=_COLUMNS)
+    given: dict[str, Any] = per_batch | per_token | per_sequence
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise ValueError(f"step {batch.meta.step}: no {', '.join(missing)}; a recording has every column")
+    offsets = pa.array(batch.offsets_B1.astype(np.int32))
+    columns = {name: np.full(batch.sequences, value) for name, value in per_batch.items()}
+    columns |= {name: pa.ListArray.from_arrays(offsets, value) for name, value in per_token.items()}
+    return pa.table(columns | per_sequence, schema=_COLUMNS)
 
 
 def _batch(table: pa.Table, provenance: Provenance) -> Batch:

@@ -69,7 +69,7 @@ def test_reported_logprobs_are_those_sampled_from() -> None:
     prompts_BP = prompt_tokens([(37, 58, 14, 92)] * 4000)
     rollout = engine.sample(prompts_BP, generator=torch.Generator().manual_seed(5))
     first_B = rollout.tokens_BS[:, task.PROMPT_LENGTH]
-    for token in first_B.unique().tolist():
+    for token in set(first_B.tolist()):
         chosen_B = first_B == token
         share = float(chosen_B.float().mean())
         probability = float(rollout.infer_logprobs_BT[chosen_B, 0].exp().mean())
