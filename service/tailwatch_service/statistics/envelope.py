@@ -12,8 +12,8 @@ from tailwatch_service.statistics.quantiles import grid_quantile
 from tailwatch_service.statistics.values import Value
 
 _P2, _P50, _P98 = Fraction(2, 100), Fraction(50, 100), Fraction(98, 100)
-_MIN_TOKENS = 50
-"""Below 50 tokens P2 and P98 are the extremes."""
+_MIN_TOKENS = 20
+"""Below 50 tokens P2 and P98 are the extremes; below 20 the extremes say nothing about a fan."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -238,11 +238,11 @@ _ENVELOPE = (
            formula=r"Q_{.98}(d\mid p<0.1) - Q_{.02}(d\mid p<0.1)",
            description="Fan of the log ratio among improbable tokens. Normal in itself; its growth against the run's own "
            "baseline is the sign.", harm="higher", reference=ALP_PAPER,
-           missing_when="under 50 tokens with p < 0.1"),
+           missing_when="under 20 tokens with p < 0.1"),
     Metric(name="envelope_width_high", title="Envelope width, p > 0.9", unit="nats", family="envelope",
            formula=r"Q_{.98}(d\mid p>0.9) - Q_{.02}(d\mid p>0.9)",
            description="The fan reaching confident tokens marked collapse in the lab.", harm="higher", reference=ALP_PAPER,
-           missing_when="under 50 tokens with p > 0.9"),
+           missing_when="under 20 tokens with p > 0.9"),
 )  # fmt: skip
 
 _SEQUENCES = (
