@@ -40,6 +40,17 @@ class Registered(NamedTuple):
     """True where the run is new."""
 
 
+class Attempt(NamedTuple):
+    """One launch of a run's job."""
+
+    attempt: int
+    """Number, from 1."""
+    session: str | None
+    """What the client calls the launch; None where it did not say."""
+    created_at: float
+    """Unix seconds."""
+
+
 class RunPage(NamedTuple):
     """One page of the run list."""
 
@@ -105,6 +116,14 @@ def attempt_of(db: Database, run_id: str, *, now: float, session: str | None = N
     with db.write() as connection:
         _lock(connection, run_id)
         return _attempt(connection, run_id, session=session, resume=False, now=now)
+
+
+def attempts_of(db: Database, run_id: str) -> list[Attempt]:
+    """The attempts of a run, first to last; empty where there is no such run."""
+    known = schema.attempts
+    query = sa.select(known.c.attempt, known.c.session, known.c.created_at).where(known.c.run_id == run_id)
+    with db.read() as connection:
+        return [Attempt(*row) for row in connection.execute(query.order_by(known.c.attempt))]
 
 
 def get(db: Database, run_id: str, *, now: float, lost_after_s: float = LOST_AFTER_S) -> Run:

@@ -71,6 +71,10 @@ class Writer:
         """Batches in the queue."""
         return self._queue.qsize()
 
+    def alive(self) -> bool:
+        """True while batches can be stored."""
+        return self._thread.is_alive() and not self._closed
+
     def close(self) -> None:
         """Commit what is queued, then stop."""
         with self._gate:

@@ -232,7 +232,7 @@ def upgrade() -> None:
         ["series_id", "step"],
         unique=False,
         sqlite_where=sa.text("pending IS 1"),
-        postgresql_where=sa.text("pending IS 1"),
+        postgresql_where=sa.text("pending IS true"),
     )
     op.create_index(
         "ix_steps_summaries_kept",
@@ -240,7 +240,7 @@ def upgrade() -> None:
         ["merged_at"],
         unique=False,
         sqlite_where=sa.text("summaries_kept IS 1"),
-        postgresql_where=sa.text("summaries_kept IS 1"),
+        postgresql_where=sa.text("summaries_kept IS true"),
     )
     op.create_index(
         "ix_steps_unsealed",
@@ -248,7 +248,7 @@ def upgrade() -> None:
         ["series_id", "step"],
         unique=False,
         sqlite_where=sa.text("sealed IS 0"),
-        postgresql_where=sa.text("sealed IS 0"),
+        postgresql_where=sa.text("sealed IS false"),
     )
     op.create_table(
         "batch_summaries",
@@ -284,19 +284,19 @@ def downgrade() -> None:
         "ix_steps_unsealed",
         table_name="steps",
         sqlite_where=sa.text("sealed IS 0"),
-        postgresql_where=sa.text("sealed IS 0"),
+        postgresql_where=sa.text("sealed IS false"),
     )
     op.drop_index(
         "ix_steps_summaries_kept",
         table_name="steps",
         sqlite_where=sa.text("summaries_kept IS 1"),
-        postgresql_where=sa.text("summaries_kept IS 1"),
+        postgresql_where=sa.text("summaries_kept IS true"),
     )
     op.drop_index(
         "ix_steps_pending",
         table_name="steps",
         sqlite_where=sa.text("pending IS 1"),
-        postgresql_where=sa.text("pending IS 1"),
+        postgresql_where=sa.text("pending IS true"),
     )
     op.drop_table("steps")
     op.drop_table("step_summaries")
