@@ -1,4 +1,5 @@
-"""The run's own past: the median and its spread over the first steady steps, which every tail is judged against."""
+"""The run's own past: the median and its spread over the first steady steps, which every tail is judged
+against."""
 
 from __future__ import annotations
 
@@ -19,11 +20,12 @@ FEWEST = 5
 
 
 def baseline(table: pl.DataFrame) -> Baseline | None:
-    """Median and median absolute deviation (MAD, unscaled) per metric over steps 20-70, counted from the run's first step; over
-    its earliest 20 steps while the window has fewer than 20.
+    """Median and median absolute deviation (MAD, unscaled) per metric over steps 20-70, counted from the
+    run's first step; over its earliest 20 steps while the window has fewer than 20.
 
     Args:
-        table: column `step` ascending and Float64 metric columns, null where missing; not downsampled at its start.
+        table: column `step` ascending and Float64 metric columns, null where missing; not downsampled at its
+            start.
 
     Returns:
         None where fewer than 5 steps exist.

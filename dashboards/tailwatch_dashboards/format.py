@@ -1,9 +1,10 @@
-"""Numbers as people read them: three significant digits, units, powers of ten in Unicode (Plotly's own superscripts would
-need inline styles, which the content security policy forbids)."""
+"""Numbers as people read them: three significant digits, units, powers of ten in Unicode (Plotly's own
+superscripts would need inline styles, which the content security policy forbids)."""
 
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime, timezone
 
 MISSING = "–"
@@ -89,3 +90,36 @@ def with_unit(value: float | None, *, unit: str) -> str:
     """A number and its unit; the bare dash where there is none, and no unit for shares and ratios."""
     text = number(value)
     return text if text == MISSING or unit in {"", "1", "ratio", "share"} else f"{text} {unit}"
+
+
+_MACROS = {
+    r"\mathbb{E}": "E", r"\mathbb{R}": "ℝ", r"\tfrac12": "½", r"\pi": "π", r"\mu": "μ", r"\Phi": "Φ", r"\sum": "Σ",
+    r"\Pr": "P", r"\mid": "|", r"\le": "≤", r"\ge": "≥", r"\notin": "∉", r"\wedge": "and", r"\neg": "not",
+    r"\lceil": "⌈", r"\rceil": "⌉", r"\arg": "arg", r"\hat k": "k̂", r"\,": " ", r"\;": " ", r"\ ": " ",
+    r"\{": "{", r"\}": "}", r"\#": "#",
+}  # fmt: skip
+_WRAPPERS = re.compile(r"\\(?:mathrm|text|operatorname)\{([^{}]*)\}")
+_FRACTION = re.compile(r"\\[td]?frac(?:\{([^{}]*)\}|(\w))(?:\{([^{}]*)\}|(\w))")
+_ACCENT = re.compile(r"\\(bar|hat)\s*\\?(\w)")
+_SCRIPT = re.compile(r"([_^])\{([^{}]*)\}")
+
+
+def formula(latex: str) -> str:
+    """The registry's LaTeX as one readable line of Unicode: a page without a typesetter still shows what is
+    computed.
+
+    >>> formula(r"\\tfrac12\\mathbb{E}[d^2]") '½E[d²]'
+    """
+    text = latex
+    for macro in sorted(_MACROS, key=len, reverse=True):
+        pattern = re.escape(macro) + ("(?![a-zA-Z])" if macro[-1].isalpha() else "")
+        text = re.sub(pattern, _MACROS[macro], text)
+    text = re.sub(r"\\(cosh|tanh|log|ln)(?![a-zA-Z])", r" \1", text)
+    text = _WRAPPERS.sub(r"\1", text)
+    text = _FRACTION.sub(lambda found: f"({found[1] or found[2]}/{found[3] or found[4]})", text)
+    text = _ACCENT.sub(lambda found: found[2] + ("\u0304" if found[1] == "bar" else "\u0302"), text)
+    text = re.sub(r"\\overline\{(.*)\}", r"mean(\1)", text)
+    text = re.sub(r"\\sqrt\s*", "√", text)
+    text = _SCRIPT.sub(lambda found: found[1] + (found[2] if len(found[2]) == 1 else f"({found[2]})"), text)
+    text = re.sub(r"\^(-?\d)\b", lambda found: superscript(int(found[1])), text)
+    return " ".join(re.sub(r"\\([a-zA-Z]+)", r"\1", text).split())

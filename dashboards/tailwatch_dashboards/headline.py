@@ -38,7 +38,8 @@ class HeadlineCard:
 
 
 def headline(view: RunView, *, verdict: Verdict) -> list[HeadlineCard]:
-    """The cards of a run, in fixed order: kl_k3, P0.1/P99.9 of the log ratio, ess_token, envelope_width_low."""
+    """The cards of a run, in fixed order: kl_k3, P0.1/P99.9 of the log ratio, ess_token,
+    envelope_width_low."""
     return [
         _card(view, verdict, "kl_k3", title="KL(infer ‖ train), k3", unit="nats/token", scale="log", least=1.0),
         _tails_card(view, verdict),
@@ -57,7 +58,9 @@ def _card(
         values=(Value(text=fmt.number(value)),),
         unit=unit if value is not None else "",
         note=_note(view, metric, value),
-        spark=sparkline([_thin(column(view.series, metric))], band=_band(view.baseline, metric), scale=scale, least=least),
+        spark=sparkline(
+            [_thin(column(view.series, metric))], band=_band(view.baseline, metric), scale=scale, least=least
+        ),
         spark_label=f"{title} over the steps" if value is not None else "no curve yet",
         state=_state(verdict, metric),
     )

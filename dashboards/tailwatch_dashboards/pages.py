@@ -1,5 +1,5 @@
-"""Pages: records in, HTML and JSON out. The first paint is HTML; afterwards the browser asks for the same sections again as JSON
-and morphs them in place, so a page and its updates cannot disagree.
+"""Pages: records in, HTML and JSON out. The first paint is HTML; afterwards the browser asks for the same
+sections again as JSON and morphs them in place, so a page and its updates cannot disagree.
 """
 
 from __future__ import annotations
@@ -23,7 +23,17 @@ from tailwatch_dashboards import plotlyjs
 from tailwatch_dashboards.figures import axes, envelope, kl, quantiles, survival
 from tailwatch_dashboards.figures.sparkline import Sparkline, sparkline
 from tailwatch_dashboards.headline import headline
-from tailwatch_dashboards.types import ENVELOPE_SCHEMA, STATES, SURVIVAL_SCHEMA, EventMark, MetricText, RunRow, RunView, Theme, Verdict
+from tailwatch_dashboards.types import (
+    ENVELOPE_SCHEMA,
+    STATES,
+    SURVIVAL_SCHEMA,
+    EventMark,
+    MetricText,
+    RunRow,
+    RunView,
+    Theme,
+    Verdict,
+)
 from tailwatch_dashboards.verdict import verdict
 
 STATIC_DIR = Path(__file__).parent / "static"
@@ -130,7 +140,8 @@ def run_page(view: RunView, *, origin: str, now: float) -> str:
 
 
 def run_view(view: RunView, *, theme: Theme, now: float) -> dict[str, Any]:
-    """Everything the run page updates from: verdict, headline, sections as HTML, figures as Plotly JSON, the steps to play."""
+    """Everything the run page updates from: verdict, headline, sections as HTML, figures as Plotly JSON, the
+    steps to play."""
     reading = _reading(view)
     values = _section_values(view, reading, now=now)
     names = ("verdict", "headline", "quality", "events", "config")
@@ -227,7 +238,8 @@ def quality(view: RunView) -> list[QualityRow]:
 
 
 def envelope_reach(view: RunView) -> tuple[float, float] | None:
-    """The d range that holds most steps' envelopes, so that playing through the steps does not rescale the axis."""
+    """The d range that holds most steps' envelopes, so that playing through the steps does not rescale the
+    axis."""
     low = [value for value in axes.column(view.series, "log_ratio_q001") if value is not None]
     high = [value for value in axes.column(view.series, "log_ratio_q999") if value is not None]
     return (min(low), max(high)) if low and high else None
@@ -285,7 +297,9 @@ def _quality_row(text: MetricText, value: float, *, tokens: int) -> QualityRow:
     shown = fmt.count(value) if counter else fmt.number(value)
     if text.unit == "tokens" and value > 0 and tokens > 0:
         shown = f"{shown} ({fmt.number(100 * value / tokens)} %)"
-    return QualityRow(metric=text.name, title=text.title, text=shown, finding=counter and text.harm == "higher" and value > 0)
+    return QualityRow(
+        metric=text.name, title=text.title, text=shown, finding=counter and text.harm == "higher" and value > 0
+    )
 
 
 def _missing(view: RunView) -> list[tuple[str, str]]:
@@ -304,11 +318,13 @@ def _listed_event(event: EventMark) -> dict[str, Any]:
 
 
 def _lag(view: RunView) -> str:
-    """The chosen run's policy lag at its last step: a number, a range, or unknown."""
-    step = view.latest
-    if step is None or step.lag_min is None or step.lag_max is None:
-        return "not sent" if step else fmt.MISSING
-    return f"{step.lag_min}" if step.lag_min == step.lag_max else f"{step.lag_min}–{step.lag_max}"
+    """Policy lag at the last step in versions: mean and largest, or that the trainer does not send it."""
+    if view.latest is None:
+        return fmt.MISSING
+    mean, largest = (view.latest.metrics.get(name) for name in ("lag_mean", "lag_max"))
+    if mean is None or largest is None:
+        return "not sent"
+    return fmt.count(largest) if mean == largest else f"{fmt.number(mean, digits=2)}, max {fmt.count(largest)}"
 
 
 def _plain(value: Any) -> str:
@@ -338,7 +354,17 @@ def _render(name: str, **values: Any) -> str:
 def _environment() -> jinja2.Environment:
     """Templates with autoescape everywhere: run names, events and configuration come from outside."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tailwatch_dashboards"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("tailwatch_dashboards"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"age": fmt.age, "count": fmt.count, "moment": fmt.moment, "number": fmt.number}
+    environment.filters |= {
+        "age": fmt.age,
+        "formula": fmt.formula,
+        "count": fmt.count,
+        "moment": fmt.moment,
+        "number": fmt.number,
+    }
     return environment

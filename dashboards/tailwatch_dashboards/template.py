@@ -1,8 +1,8 @@
 """How every figure looks, in one place: one Plotly template per theme, and the palette behind it (Okabe-Ito).
 
-Two things are special. Text carries no HTML tags other than <br>: Plotly would write inline styles for them, which the content
-security policy refuses. And marks keep a contrast of 3:1 on their background, so the light theme draws with the darker half of
-Okabe-Ito and the dark theme with the lighter half.
+Two things are special. Text carries no HTML tags other than <br>: Plotly would write inline styles for them,
+which the content security policy refuses. And marks keep a contrast of 3:1 on their background, so the light
+theme draws with the darker half of Okabe-Ito and the dark theme with the lighter half.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def template(theme: Theme) -> go.layout.Template:
                 "bordercolor": palette.zero,
                 "font": {"family": FONT, "size": 12, "color": palette.ink},
             },
+            "showlegend": False,
             "legend": {
                 "orientation": "h",
                 "x": 0,

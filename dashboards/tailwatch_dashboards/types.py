@@ -1,4 +1,5 @@
-"""The leaf of types of the dashboards: what pages and figures are made from. Knows no service, no database, no HTTP."""
+"""The leaf of types of the dashboards: what pages and figures are made from. Knows no service, no database,
+no HTTP."""
 
 from __future__ import annotations
 
@@ -98,7 +99,8 @@ class EventMark:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TailFit:
-    """Generalized Pareto tail: P(ratio > x) = share · (1 + k (x - threshold) / sigma)^(-1/k) beyond the threshold."""
+    """Generalized Pareto tail: P(ratio > x) = share · (1 + k (x - threshold) / sigma)^(-1/k) beyond the
+    threshold."""
 
     tail: Tail
     k: float
@@ -160,8 +162,6 @@ class StepFacts:
     closed_at: float | None
     metrics: Mapping[str, float]
     missing: Mapping[str, str]
-    lag_min: int | None = None
-    lag_max: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,10 @@
 """Is this run healthy: one state, one sentence, and since when. Pure: a table of steps in, a Verdict out.
 
-A first reading, not the rule engine: absolute lines by declared class and growth over the run's own baseline, each over 3 of the
-last 5 steps. Two things are special. Scale-free figures (the tail index, growth of a width) count only where the tail is material,
-so that a run whose engines agree to 1e-7 stays quiet whatever the shape of its rounding noise. And a state, once reached, is left
-only after five steps without a hit, so that the saw-tooth between weight syncs does not make the page flicker.
+A first reading, not the rule engine: absolute lines by declared class and growth over the run's own baseline,
+each over 3 of the last 5 steps. Two things are special. Scale-free figures (the tail index, growth of a
+width) count only where the tail is material, so that a run whose engines agree to 1e-7 stays quiet whatever
+the shape of its rounding noise. And a state, once reached, is left only after five steps without a hit, so
+that the saw-tooth between weight syncs does not make the page flicker.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LOW_PRECISION = ("fp8", "int8", "int4", "int6", "w8a8", "w4a", "fp4", "nf4", "aw
 
 METRICS = (
     "tokens", "kl_k1", "kl_k3", "ess_token", "outside_2x", "tail_khat_upper", "tail_khat_lower", "envelope_width_low",
-    "log_ratio_q001", "log_ratio_q999", "tokens_nonfinite", "logprobs_positive",
+    "log_ratio_q001", "log_ratio_q999", "invalid_share",
 )  # fmt: skip
 """Columns the verdict reads; those a table lacks are taken as missing."""
 
@@ -74,7 +75,8 @@ def verdict(table: pl.DataFrame, *, limits: Limits, baseline: Baseline | None) -
     """The state of a run after the last step of a table.
 
     Args:
-        table: column `step` ascending and the metrics of METRICS it has, null where missing; the last few hundred steps suffice.
+        table: column `step` ascending and the metrics of METRICS it has, null where missing; the last few
+            hundred steps suffice.
         limits: the lines of the run's class.
         baseline: the run's own past; None while there is none, and growth is then not judged.
     """
@@ -82,7 +84,7 @@ def verdict(table: pl.DataFrame, *, limits: Limits, baseline: Baseline | None) -
         return Verdict(state="no data", sentence="No steps yet: nothing has been judged.", since_step=None)
     rows = list(table.iter_rows(named=True))
     steps = [int(row["step"]) for row in rows]
-    judged = [row for row in rows if row.get("kl_k3") is not None or _invalid_share(row) > 0]
+    judged = [row for row in rows if row.get("kl_k3") is not None or _value(row, "invalid_share") > 0]
     if not judged:
         sentence = (
             f"{_steps(len(rows))} arrived, but none has a comparable log-prob on both sides: nothing can be judged."
@@ -176,7 +178,8 @@ def _k3_sentence(row: Row, limits: Limits, baseline: Baseline | None) -> str:
     if limits.k3_watch is None:
         usual = baseline.median["kl_k3"] if baseline else float("nan")
         return f"KL(infer ‖ train) is {fmt.number(k3)} nats per token, {fmt.times(k3 / usual)} the run's own baseline"
-    return f"KL(infer ‖ train) is {fmt.number(k3)} nats per token, {fmt.times(k3 / limits.k3_watch)} the {limits.label} line of {fmt.limit(limits.k3_watch)}"
+    line = f"{fmt.times(k3 / limits.k3_watch)} the {limits.label} line of {fmt.limit(limits.k3_watch)}"
+    return f"KL(infer ‖ train) is {fmt.number(k3)} nats per token, {line}"
 
 
 def _tail_heavy(row: Row, limits: Limits, _baseline: Baseline | None) -> int:
@@ -201,18 +204,13 @@ def _ess_sentence(row: Row, _limits: Limits, _baseline: Baseline | None) -> str:
     return f"the importance weights leave {fmt.number(100 * _value(row, 'ess_token'))} % of the tokens effective"
 
 
-def _invalid_share(row: Row) -> float:
-    """Share of tokens whose log-prob is not finite or positive."""
-    bad = _value(row, "tokens_nonfinite") + _value(row, "logprobs_positive")
-    return bad / (_value(row, "tokens") + _value(row, "tokens_nonfinite")) if bad > 0 else 0.0
-
-
 def _invalid(row: Row, _limits: Limits, _baseline: Baseline | None) -> int:
-    return _level(_invalid_share(row), 0.0, 1e-3)
+    return _level(_value(row, "invalid_share"), 0.0, 1e-3)
 
 
 def _invalid_sentence(row: Row, _limits: Limits, _baseline: Baseline | None) -> str:
-    return f"{fmt.number(100 * _invalid_share(row))} % of tokens carry a log-prob that is not finite or above 0"
+    share = fmt.number(100 * _value(row, "invalid_share"))
+    return f"{share} % of tokens carry a log-prob that no model can have: not finite, or above 0"
 
 
 def _envelope_growth(row: Row, _limits: Limits, baseline: Baseline | None) -> int:
@@ -234,7 +232,7 @@ def _envelope_sentence(row: Row, _limits: Limits, baseline: Baseline | None) -> 
 _Rule = Callable[[Row, Limits, Baseline | None], int]
 _Sentence = Callable[[Row, Limits, Baseline | None], str]
 _RULES: dict[str, tuple[_Rule, str, _Sentence]] = {
-    "LogprobInvalid": (_invalid, "tokens_nonfinite", _invalid_sentence),
+    "LogprobInvalid": (_invalid, "invalid_share", _invalid_sentence),
     "MismatchK3High": (_k3_high, "kl_k3", _k3_sentence),
     "TailHeavy": (_tail_heavy, "outside_2x", _tail_sentence),
     "EssLow": (_ess_low, "ess_token", _ess_sentence),

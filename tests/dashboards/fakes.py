@@ -1,9 +1,11 @@
-"""Synthetic runs for the dashboards' tests: shapes like the lab's healthy, collapsing and control runs, without any service."""
+"""Synthetic runs for the dashboards' tests: healthy, collapsing and control, shaped like the lab's, without a
+service."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 from typing import Any
 
 import polars as pl
@@ -13,7 +15,29 @@ from tailwatch_dashboards.types import EventMark, MetricText, RunRow, RunView, S
 from tailwatch_dashboards.verdict import limits_for, verdict
 
 NOW = 1_800_000_000.0
-EDGES = (0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999, 0.9999, 1)
+EDGES = (
+    0,
+    1e-6,
+    1e-5,
+    1e-4,
+    3e-4,
+    1e-3,
+    3e-3,
+    0.01,
+    0.02,
+    0.03,
+    0.05,
+    0.1,
+    0.2,
+    0.3,
+    0.5,
+    0.7,
+    0.9,
+    0.99,
+    0.999,
+    0.9999,
+    1,
+)
 QUANTILES = {
     "q001": -3.1,
     "q02": -1.6,
@@ -53,14 +77,16 @@ def series(kind: str, steps: int, *, start: int = 0) -> pl.DataFrame:
                 "tokens": 3450.0,
                 "kl_k1": s * s / 2 * (-0.3 if step % 11 == 3 else 0.8),
                 "kl_k3": s * s / 2 * (1 + (3 * s if heavy else 0)),
-                **{f"log_ratio_{name}": factor * s * (2.5 if heavy and factor < -3 else 1) * 2 for name, factor in QUANTILES.items()},
+                **{
+                    f"log_ratio_{name}": factor * s * (2.5 if heavy and factor < -3 else 1) * 2
+                    for name, factor in QUANTILES.items()
+                },
                 "ess_token": math.exp(-s * s),
                 "outside_2x": min(0.3, s * s * 0.3) if s > 0.01 else 0.0,
                 "envelope_width_low": 6.0 * s,
                 "tail_khat_upper": 0.3 + s,
                 "tail_khat_lower": 0.4 + s if s > 0.01 else 0.9,
-                "tokens_nonfinite": 0.0,
-                "logprobs_positive": 0.0,
+                "invalid_share": 0.0,
             }
         )
     return pl.DataFrame(rows)
@@ -69,11 +95,13 @@ def series(kind: str, steps: int, *, start: int = 0) -> pl.DataFrame:
 def envelope_table(scale: float) -> pl.DataFrame:
     """ENVELOPE_SCHEMA with a fan at low probability and one empty bin."""
     rows = []
-    for index, (low, high) in enumerate(zip(EDGES, EDGES[1:], strict=False)):
+    for index, (low, high) in enumerate(pairwise(EDGES)):
         width = scale * 6 * (1 - index / 19.5) ** 1.5 + scale * 0.02
         empty = index == 0
         tokens = 0 if empty else 20 + index * index * 9
-        rows.append((float(low), float(high), tokens, *((None,) * 3 if empty else (-1.3 * width, -0.02 * width, width))))
+        rows.append(
+            (float(low), float(high), tokens, *((None,) * 3 if empty else (-1.3 * width, -0.02 * width, width)))
+        )
     return pl.DataFrame(rows, schema=["lower", "upper", "tokens", "p2", "p50", "p98"], orient="row")
 
 
@@ -89,57 +117,103 @@ def survival_table(scale: float) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=["tail", "ratio", "share"], orient="row")
 
 
+def _text(name: str, title: str, unit: str, family: str, **more: Any) -> MetricText:
+    said = {"formula": "", "description": f"What {title} says."} | more
+    return MetricText(name=name, title=title, unit=unit, family=family, **said)
+
+
 METRICS = {
     text.name: text
     for text in (
-        MetricText(
-            name="kl_k3", title="KL, estimator k3", unit="nats", family="token", formula="E[e^d - 1 - d]", harm="higher",
-            description="Average disagreement per token; never negative.", kl_direction="KL(infer ‖ train)", healthy="< 1e-3 dense bf16, < 1e-2 fp8",
-            reference="Schulman 2020", aliases={"verl": "rollout_corr/k3_kl", "TRL": "sampling/… (mean)"}, missing_when="no finite token",
+        _text(
+            "kl_k3",
+            "KL, estimator k3",
+            "nats",
+            "kl",
+            formula=r"\mathbb{E}[e^{d} - 1 - d]",
+            harm="higher",
+            kl_direction="KL(infer || train)",
+            healthy="below 1e-3 dense bf16, below 1e-2 fp8",
+            reference="Schulman 2020",
+            aliases={"verl": "rollout_corr/k3_kl", "prime-rl": "mismatch_kl"},
+            missing_when="no valid tokens",
         ),
-        MetricText(name="kl_k1", title="KL, estimator k1", unit="nats", family="token", formula="E[-d]", description="Unbiased, may be negative.", kl_direction="KL(infer ‖ train)"),
-        MetricText(name="ess_token", title="Effective sample share", unit="share", family="token", formula="(Σw)² / (N Σw²)", description="What is left of the batch.", harm="lower"),
-        MetricText(name="log_ratio_q001", title="log ratio, P0.1", unit="nats", family="token", formula="quantile of d", description="Lower tail."),
-        MetricText(name="tail_khat_upper", title="Tail index, upper", unit="", family="tail", formula="Pareto k̂ of w", description="Above 0.7 unreliable.", harm="higher"),
-        MetricText(name="envelope_width_low", title="Envelope width, p < 0.1", unit="nats", family="envelope", formula="P98 - P2", description="Fan at rare tokens.", harm="higher"),
-        MetricText(name="tokens_nonfinite", title="Non-finite log-probs", unit="tokens", family="validity", formula="", description="Counted, kept out of the sums.", harm="higher"),
-        MetricText(name="logprobs_positive", title="Positive log-probs", unit="tokens", family="validity", formula="", description="Above 0.", harm="higher"),
-        MetricText(name="identical_share", title="Identical on both sides", unit="share", family="validity", formula="P(d = 0)", description="Exact agreement."),
+        _text("kl_k1", "KL, estimator k1", "nats", "kl", kl_direction="KL(infer || train)"),
+        _text("ess_token", "Effective sample share", "share", "ess", harm="lower"),
+        _text("log_ratio_q001", "log ratio, P0.1", "nats", "ratios"),
+        _text("tail_khat_upper", "Tail index, upper", "1", "tails", harm="higher"),
+        _text("envelope_width_low", "Envelope width, p < 0.1", "nats", "envelope", harm="higher"),
+        _text("invalid_share", "Invalid log-probs", "share", "validity", harm="higher"),
+        _text("tokens_invalid_positive", "Log-probs above 1e-3", "tokens", "validity", harm="higher"),
+        _text("identical_share", "Identical on both sides", "share", "validity"),
     )
-}  # fmt: skip
+}
 
 
 def facts(table: pl.DataFrame, step: int, **changes: Any) -> StepFacts:
     """The facts of one step of a table."""
     row = table.filter(pl.col("step") == step).to_dicts()[0]
     metrics = {name: float(value) for name, value in row.items() if name != "step" and value is not None}
-    metrics["identical_share"] = 0.031
+    metrics |= {"identical_share": 0.031, "tokens_invalid_positive": 0.0, "lag_mean": 7.5, "lag_max": 15.0}
     base = StepFacts(
-        step=step, phase="rollout", revision=0, coverage=1.0, tokens=3450, sequences=128, closed_at=NOW - 4,
-        metrics=metrics, missing={"tail_hill_upper": "9 distinct exceedances"}, lag_min=0, lag_max=0,
-    )  # fmt: skip
+        step=step,
+        phase="rollout",
+        revision=0,
+        coverage=1.0,
+        tokens=3450,
+        sequences=128,
+        closed_at=NOW - 4,
+        metrics=metrics,
+        missing={"tail_hill_upper": "9 distinct exceedances"},
+    )
     return dataclasses.replace(base, **changes)
 
 
-def run_view(kind: str = "healthy", steps: int = 128, *, chosen: int | None = None, name: str = "grpo-7b", **changes: Any) -> RunView:
+def run_view(
+    kind: str = "healthy", steps: int = 128, *, chosen: int | None = None, name: str = "grpo-7b", **changes: Any
+) -> RunView:
     """A whole run page's worth of fakes; steps 0 is a run without any."""
     table = series(kind, steps) if steps else series(kind, 1).clear()
     precision = {"healthy": "fp8", "collapsing": "fp8", "control": "fp32"}[kind]
     last = steps - 1 if steps else None
     shown = last if chosen is None else chosen
-    syncs = [EventMark(kind="weight_sync", at=NOW - 2 * (steps - step), step=step, text=f"version {step}") for step in range(0, steps, 16)]
+    syncs = [
+        EventMark(kind="weight_sync", at=NOW - 2 * (steps - step), step=step, text=f"version {step}")
+        for step in range(0, steps, 16)
+    ]
     past = baseline(table)
     scale = scale_of(kind, shown) if shown is not None else 0.0
     view = RunView(
-        run_id="r-" + kind, project="math", name=name, activity="running", attempt=1, created_at=NOW - 900, last_seen_at=NOW - 4, last_step=last,
-        config={"precision": precision, "framework": "lab", "model_class": "dense", "temperature": 1.0, "staleness_bound": 16},
-        limits=limits_for(precision=precision, model_class="dense"), series=table, recent=table.tail(400), baseline=past,
-        latest=facts(table, last) if last is not None else None, chosen=facts(table, shown) if shown is not None else None,
-        envelope=envelope_table(scale) if shown is not None else None, baseline_envelope=envelope_table(scale_of(kind, 3)) if past else None,
+        run_id="r-" + kind,
+        project="math",
+        name=name,
+        activity="running",
+        attempt=1,
+        created_at=NOW - 900,
+        last_seen_at=NOW - 4,
+        last_step=last,
+        config={
+            "precision": precision,
+            "framework": "lab",
+            "model_class": "dense",
+            "temperature": 1.0,
+            "staleness_bound": 16,
+        },
+        limits=limits_for(precision=precision, model_class="dense"),
+        series=table,
+        recent=table.tail(400),
+        baseline=past,
+        latest=facts(table, last) if last is not None else None,
+        chosen=facts(table, shown) if shown is not None else None,
+        envelope=envelope_table(scale) if shown is not None else None,
+        baseline_envelope=envelope_table(scale_of(kind, 3)) if past else None,
         survival=survival_table(scale) if shown is not None else None,
-        fits=(TailFit(tail="lower", k=0.6, sigma=0.3, threshold=1.3, share=0.05),) if shown is not None and kind != "control" else (),
-        events=tuple(syncs), metrics=METRICS,
-    )  # fmt: skip
+        fits=(TailFit(tail="lower", k=0.6, sigma=0.3, threshold=1.3, share=0.05),)
+        if shown is not None and kind != "control"
+        else (),
+        events=tuple(syncs),
+        metrics=METRICS,
+    )
     return dataclasses.replace(view, **changes)
 
 
@@ -148,6 +222,15 @@ def run_row(kind: str = "healthy", steps: int = 128, *, name: str = "grpo-7b") -
     view = run_view(kind, steps, name=name)
     reading = verdict(view.recent, limits=view.limits, baseline=view.baseline)
     return RunRow(
-        run_id=view.run_id, project=view.project, name=name, activity="running", verdict=reading, k3=tuple(view.series["kl_k3"].to_list()[-100:]),
-        last_step=view.last_step, last_seen_at=view.last_seen_at, tokens=3450 if steps else None, precision=str(view.config["precision"]), framework="lab",
-    )  # fmt: skip
+        run_id=view.run_id,
+        project=view.project,
+        name=name,
+        activity="running",
+        verdict=reading,
+        k3=tuple(view.series["kl_k3"].to_list()[-100:]),
+        last_step=view.last_step,
+        last_seen_at=view.last_seen_at,
+        tokens=3450 if steps else None,
+        precision=str(view.config["precision"]),
+        framework="lab",
+    )

@@ -1,1 +1,2 @@
-"""Figures: tables in, Plotly figures out. Pure functions, one file per figure; `axes` holds what they share."""
+"""Figures: tables in, Plotly figures out. Pure functions, one file per figure; `axes` holds what they
+share."""

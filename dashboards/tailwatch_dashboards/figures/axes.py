@@ -1,7 +1,8 @@
-"""What the figures share: gaps, bands, the step axis with its event marks, logarithmic and arcsinh axes with honest labels.
+"""What the figures share: gaps, bands, the step axis with its event marks, logarithmic and arcsinh axes with
+honest labels.
 
-Plotly fills between two curves across missing points; a band here is a set of closed polygons instead, one per unbroken stretch,
-so that a gap stays a gap.
+Plotly fills between two curves across missing points; a band here is a set of closed polygons instead, one
+per unbroken stretch, so that a gap stays a gap.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ Column = list[float | None]
 LINEAR_REACH = 0.1
 """Nats: the arcsinh axis is linear well inside ±0.1 and logarithmic well outside."""
 
+_ARCSINH_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0, 1e4, 1e5, 1e6)
+
 MAX_MARKS = 120
 """Event marks drawn in one figure; more would be a grey wall."""
 
@@ -35,11 +38,13 @@ SILENT_KINDS = frozenset(
 
 
 def column(table: pl.DataFrame, name: str) -> Column:
-    """A metric as a list for Plotly: None where missing, six significant digits; all None where the table lacks it."""
+    """A metric as a list for Plotly: None where missing, six significant digits; all None where the table
+    lacks it."""
     if name not in table.columns:
         return [None] * table.height
     values = table[name].cast(pl.Float64).fill_nan(None)
-    return values.round_sig_figs(6).to_list()
+    rounded: Column = values.round_sig_figs(6).to_list()
+    return rounded
 
 
 def new_figure(theme: Theme) -> go.Figure:
@@ -72,7 +77,8 @@ def band(
     group: str | None = None,
     show: bool = True,
 ) -> go.Scatter:
-    """The area between two curves as closed polygons, one per unbroken stretch; a lone point becomes a hairline."""
+    """The area between two curves as closed polygons, one per unbroken stretch; a lone point becomes a
+    hairline."""
     outline_x: list[float | None] = []
     outline_y: Column = []
     for start, end in stretches(low, high):
@@ -100,7 +106,10 @@ def step_axis(figure: go.Figure, table: pl.DataFrame) -> None:
     steps = table["step"].to_list()
     first, last = (steps[0], steps[-1]) if steps else (0, 1)
     if first == last:
-        first, last = first - 1, last + 1
+        figure.update_xaxes(
+            title_text="training step", range=[first - 1, last + 1], tickvals=[first], ticktext=[str(first)]
+        )
+        return
     figure.update_xaxes(
         title_text="training step",
         range=[first, last],
@@ -114,7 +123,8 @@ def step_axis(figure: go.Figure, table: pl.DataFrame) -> None:
 
 
 def event_marks(figure: go.Figure, events: Iterable[EventMark], *, theme: Theme) -> None:
-    """Thin marks at the steps of events: ticks on the axis for what comes often, a dashed line for what is rare."""
+    """Thin marks at the steps of events: ticks on the axis for what comes often, a dashed line for what is
+    rare."""
     palette = PALETTES[theme]
     marks: dict[tuple[int, bool], EventMark] = {}
     for event in events:
@@ -180,7 +190,7 @@ def legend_swatch(name: str, colour: str) -> go.Scatter:
 
 
 def limit_line(figure: go.Figure, value: float | None, *, text: str, colour: str) -> None:
-    """A dashed line at a limit, labelled at its right end."""
+    """A dashed line at a limit, labelled at its left end, where a run begins and is usually far from it."""
     if value is None:
         return
     figure.add_shape(
@@ -199,9 +209,9 @@ def limit_line(figure: go.Figure, value: float | None, *, text: str, colour: str
     logarithmic = figure.layout.yaxis.type == "log"
     y = math.log10(value) if logarithmic else value
     figure.add_annotation(
-        x=1,
+        x=0.005,
         xref="paper",
-        xanchor="right",
+        xanchor="left",
         y=y,
         yref="y",
         yanchor="bottom",
@@ -233,21 +243,24 @@ def arcsinh(value: float | None) -> float | None:
 def arcsinh_axis(low: float, high: float) -> dict[str, Any]:
     """An arcsinh axis from low <= 0 to high >= 0, labelled in the values' own unit.
 
-    Inside ±0.1 the ticks are evenly spaced, outside they follow 1-3-10; the axis never zooms in closer than ±0.02, so that
-    rounding noise looks like what it is.
+    The axis never zooms in closer than ±0.02, so that rounding noise looks like what it is; labels stand at
+    least a twelfth of the axis apart.
     """
     low, high = min(low, -0.02), max(high, 0.02)
-    reach = max(-low, high)
-    ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0) if tick <= reach * 1.3]
-    ticks = [tick for tick in ticks if tick >= reach / 200][-5:]
-    if reach > 1:
-        ticks = [tick for tick in ticks if tick >= 0.1]
-    values = [*(-tick for tick in reversed(ticks)), 0.0, *ticks]
-    pad = 0.04 * (math.asinh(high / LINEAR_REACH) - math.asinh(low / LINEAR_REACH))
+    bottom, top = math.asinh(low / LINEAR_REACH), math.asinh(high / LINEAR_REACH)
+    values = [0.0]
+    reach = max(-low, high) * 1.02
+    for tick in sorted((tick for tick in _ARCSINH_TICKS if tick <= reach), reverse=True):
+        place = math.asinh(tick / LINEAR_REACH)
+        taken = [abs(math.asinh(value / LINEAR_REACH)) for value in values]
+        if all(abs(place - other) >= (top - bottom) / 12 for other in taken):
+            values += [tick, -tick]
+    values.sort()
+    pad = 0.04 * (top - bottom)
     return {
         "tickvals": [arcsinh(value) for value in values],
         "ticktext": [f"{'−' if value < 0 else '+' if value > 0 else ''}{abs(value):g}" for value in values],
-        "range": [math.asinh(low / LINEAR_REACH) - pad, math.asinh(high / LINEAR_REACH) + pad],
+        "range": [bottom - pad, top + pad],
         "zeroline": True,
     }
 

@@ -19,8 +19,8 @@ FEW_TOKENS = 50
 def envelope(
     bins: pl.DataFrame, *, baseline: pl.DataFrame | None, reach: tuple[float, float] | None = None, theme: Theme
 ) -> go.Figure:
-    """Band P2..P98 and median of d over the probability bins, evenly spaced (their edges are the axis labels), the baseline's
-    envelope under it.
+    """Band P2..P98 and median of d over the probability bins, evenly spaced (their edges are the axis
+    labels), the baseline's envelope under it.
 
     Args:
         bins: ENVELOPE_SCHEMA.
@@ -60,7 +60,7 @@ def envelope(
     _hover_counts(figure, bins)
     low, high = reach or (0.0, 0.0)
     figure.update_yaxes(
-        title_text="log ratio d (nats, arcsinh scale)", **axes.arcsinh_axis(min(low, *present), max(high, *present))
+        title_text="d in nats (arcsinh scale)", **axes.arcsinh_axis(min(low, *present), max(high, *present))
     )
     _probability_axis(figure, bins)
     return figure
@@ -114,7 +114,7 @@ def _probability_axis(figure: go.Figure, bins: pl.DataFrame) -> None:
     keep = 2 if len(edges) > 12 else 1
     shown = [index for index in range(len(edges)) if index % keep == 0 or index == len(edges) - 1]
     figure.update_xaxes(
-        title_text="probability of the token under the inference engine (bins, evenly spaced)",
+        title_text="token probability under the inference engine",
         tickvals=[ticks[index] for index in shown],
         ticktext=[probability(edges[index]) for index in shown],
         range=[-0.5, bins.height - 0.5],

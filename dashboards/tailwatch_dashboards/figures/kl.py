@@ -18,8 +18,9 @@ COLUMNS = ("kl_k1", "kl_k3")
 def kl(
     table: pl.DataFrame, *, baseline: Baseline | None, limits: Limits, events: Sequence[EventMark], theme: Theme
 ) -> go.Figure:
-    """k3 as a line, |k1| as a thin one with hollow marks where k1 is negative (it is an unbiased estimate and may be), the lines
-    of the run's class, and the baseline of k3. A step whose estimate is exactly 0 has no place on a logarithmic axis and is a gap.
+    """k3 as a line, |k1| as a thin one with hollow marks where k1 is negative (it is an unbiased estimate and
+    may be), the lines of the run's class, and the baseline of k3. A step whose estimate is exactly 0 has no
+    place on a logarithmic axis and is a gap.
 
     Args:
         table: column `step` and the columns of COLUMNS it has, null where missing.
@@ -34,9 +35,7 @@ def kl(
         axes.note(figure, "No KL estimate yet", theme=theme)
         return figure
     shown = [value for value in (*present, limits.k3_watch) if value is not None]
-    figure.update_yaxes(
-        title_text="KL(infer ‖ train), nats per token, log scale", **axes.log_axis(min(shown), max(shown))
-    )
+    figure.update_yaxes(title_text="nats per token (log scale)", **axes.log_axis(min(shown), max(shown)))
     lone = len(steps) == 1
     figure.add_trace(_curve(steps, k3_drawn, k3, name="k3", colour=palette.first, width=2, lone=lone))
     figure.add_trace(_curve(steps, k1_size, k1, name="k1", colour=palette.second, width=1, lone=lone))

@@ -13,9 +13,9 @@ from tailwatch_dashboards.template import PALETTES, fade
 from tailwatch_dashboards.types import Baseline, EventMark, Theme
 
 BANDS = (
-    ("log_ratio_q001", "log_ratio_q999", "P0.1–P99.9", 0.13),
-    ("log_ratio_q02", "log_ratio_q98", "P2–P98", 0.22),
-    ("log_ratio_q25", "log_ratio_q75", "P25–P75", 0.38),
+    ("log_ratio_q001", "log_ratio_q999", "0.1–99.9 %", 0.13),
+    ("log_ratio_q02", "log_ratio_q98", "2–98 %", 0.22),
+    ("log_ratio_q25", "log_ratio_q75", "25–75 %", 0.38),
 )
 """Outermost first: lower column, upper column, name, opacity."""
 
@@ -31,7 +31,8 @@ COLUMNS = tuple(name for name, _ in LINES)
 def quantile_fan(
     table: pl.DataFrame, *, baseline: Baseline | None, events: Sequence[EventMark], theme: Theme
 ) -> go.Figure:
-    """Bands and median of d = log pi - log mu per step, in nats, on an arcsinh axis; the baseline's P0.1 and P99.9 as thin lines.
+    """Bands and median of d = log pi - log mu per step, in nats, on an arcsinh axis; the baseline's P0.1 and
+    P99.9 as thin lines.
 
     Args:
         table: column `step` and the columns of COLUMNS it has, null where missing.
@@ -68,7 +69,7 @@ def quantile_fan(
                 connectgaps=False,
             )
         )
-    figure.update_yaxes(title_text="log ratio d (nats, arcsinh scale)", **axes.arcsinh_axis(min(present), max(present)))
+    figure.update_yaxes(title_text="d in nats (arcsinh scale)", **axes.arcsinh_axis(min(present), max(present)))
     _baseline_lines(figure, baseline, theme=theme)
     axes.step_axis(figure, table)
     axes.event_marks(figure, events, theme=theme)
@@ -94,7 +95,7 @@ def _baseline_lines(figure: go.Figure, baseline: Baseline | None, *, theme: Them
             y=[None],
             mode="lines",
             line=line,
-            name=f"baseline P0.1, P99.9 ({baseline.label})",
+            name=f"baseline 0.1, 99.9 % ({baseline.label})",
             hoverinfo="skip",
         )
     )

@@ -1,4 +1,5 @@
-"""Sparklines as SVG geometry, made on the server: no script draws them and no inline style colours them (classes do)."""
+"""Sparklines as SVG geometry, made on the server: no script draws them and no inline style colours them
+(classes do)."""
 
 from __future__ import annotations
 

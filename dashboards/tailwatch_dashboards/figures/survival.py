@@ -1,4 +1,5 @@
-"""The survival plot: the share of tokens whose ratio is beyond x, both tails on log-log, with the fitted Pareto tails."""
+"""The survival plot: the share of tokens whose ratio is beyond x, both tails on log-log, with the fitted
+Pareto tails."""
 
 from __future__ import annotations
 

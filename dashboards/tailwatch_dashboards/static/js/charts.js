@@ -34,13 +34,45 @@ export async function draw(name, figure) {
   if (STEP_FIGURES.includes(name) && zoom && layout.xaxis) layout.xaxis = { ...layout.xaxis, range: zoom };
   await Plotly.react(plot(name), figure.data, layout, CONFIG);
   frame(name).classList.add("ready");
+  legend(name, figure.data);
   if (first) wire(name);
   mark(name);
+}
+
+// The legend is ours: it wraps with the card and takes no room from the plot.
+function legend(name, traces) {
+  const list = document.getElementById(`legend-${name}`);
+  const items = traces.filter((trace) => trace.showlegend !== false && trace.name).map((trace) => {
+    const item = document.createElement("li");
+    item.append(swatch(trace), trace.name);
+    return item;
+  });
+  list.replaceChildren(...items);
+}
+
+function swatch(trace) {
+  const make = (tag, attributes) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  };
+  const svg = make("svg", { viewBox: "0 0 20 12", "aria-hidden": "true" });
+  if (trace.fill === "toself" || trace.marker?.symbol === "square") {
+    svg.append(make("rect", { x: 0, y: 1, width: 20, height: 10, fill: trace.fillcolor ?? trace.marker.color }));
+  } else if (trace.mode === "markers") {
+    svg.append(make("circle", { cx: 10, cy: 6, r: 3, fill: "none", stroke: trace.marker.color, "stroke-width": 1.2 }));
+  } else {
+    const dash = trace.line.dash ? { "stroke-dasharray": "5 3" } : {};
+    svg.append(make("path", { d: "M0 6H20", stroke: trace.line.color, "stroke-width": trace.line.width ?? 2, ...dash }));
+  }
+  return svg;
 }
 
 // On a phone the axis titles and legend share less room.
 function narrow(layout) {
   layout.margin = { l: 52, r: 12, t: 8, b: 44 };
+  const ticks = layout.xaxis?.tickvals;
+  if (ticks?.length > 8) layout.xaxis = { ...layout.xaxis, tickvals: ticks.filter((_, i) => i % 2 === 0), ticktext: layout.xaxis.ticktext.filter((_, i) => i % 2 === 0) };
   for (const axis of [layout.xaxis, layout.yaxis]) if (axis?.title) axis.title = { ...axis.title, font: { size: 11 } };
 }
 
@@ -100,6 +132,6 @@ export function savePng(name, title) {
   const background = getComputedStyle(document.documentElement).getPropertyValue("--surface");
   const element = plot(name);
   const paper = getComputedStyle(element.closest(".card")).backgroundColor || background;
-  const figure = { data: element.data, layout: { ...element.layout, paper_bgcolor: paper }, config: CONFIG };
+  const figure = { data: element.data, layout: { ...element.layout, paper_bgcolor: paper, showlegend: true, margin: { ...element.layout.margin, t: 56 } }, config: CONFIG };
   return Plotly.downloadImage(figure, { format: "png", scale: 2, width: element.clientWidth, height: element.clientHeight, filename: title });
 }

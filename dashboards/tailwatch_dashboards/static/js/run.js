@@ -46,7 +46,7 @@ async function apply(view) {
   if (view.last_step === null) return;
   if (view.steps) player.update(view.steps, view.step);
   for (const [name, figure] of Object.entries(view.figures)) await draw(name, figure);
-  markStep(view.step);
+  markStep(fixed === null ? null : view.step);
 }
 
 // One request at a time, and at most two a second: a run that closes steps faster is shown at that pace.

@@ -1,7 +1,7 @@
 // The run list: polls its first page, morphs the rows, filters what is loaded, adds further pages on demand.
 import { startClock, tick } from "./clock.js";
 import { morph } from "./morph.js";
-import { beat, setStatus } from "./status.js";
+import { setStatus } from "./status.js";
 import { startThemeSwitch } from "./theme-switch.js";
 
 const POLL_MS = 3000;
@@ -47,7 +47,6 @@ async function refresh() {
     if (!cursor) break;
   }
   if (html !== last) {
-    if (last !== "") beat();
     last = html;
     morph(rows, html);
     if (pages === 1) morph(document.getElementById("summary"), summary);

@@ -1,0 +1,319 @@
+"""What the pages show, read from storage and statistics into the records of `tailwatch_dashboards`.
+Everything here blocks on the database; routes call it from the thread pool.
+
+A run changes only with its event number, so what is read of the series is remembered by (run, event number):
+a list of fifty runs polled every three seconds costs one query while nothing happens.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+import polars as pl
+
+from tailwatch_collectors.summary import Summary, from_bytes, merge
+from tailwatch_dashboards import pages
+from tailwatch_dashboards.baseline import LAST_STEP, baseline
+from tailwatch_dashboards.types import (
+    ENVELOPE_SCHEMA,
+    SURVIVAL_SCHEMA,
+    Baseline,
+    EventMark,
+    MetricText,
+    RunRow,
+    RunView,
+    StepFacts,
+    TailFit,
+)
+from tailwatch_dashboards.verdict import METRICS as VERDICT_METRICS
+from tailwatch_dashboards.verdict import limits_for, verdict
+from tailwatch_service.errors import NotFound
+from tailwatch_service.statistics import registry
+from tailwatch_service.statistics.envelope import envelope
+from tailwatch_service.statistics.histogram import Tail, survival
+from tailwatch_service.storage import events, series, steps
+from tailwatch_service.storage.database import Database
+from tailwatch_service.types import Run, StepRecord
+
+MAX_POINTS = 600
+"""Steps in a chart over steps; a longer run is downsampled, and says so."""
+
+RECENT_STEPS = 400
+"""Steps the verdict is read from."""
+
+LISTED_STEPS = 100
+"""Steps behind a line of the run list."""
+
+BASELINE_SUMMARIES = 12
+"""Steps merged into the baseline's envelope, evenly spread over its window."""
+
+TAIL_POINTS = 160
+"""Points of one survival curve."""
+
+MAX_EVENTS = 400
+"""Events marked in the charts."""
+
+MARKED_KINDS = (
+    "weight_sync", "resume", "checkpoint", "config", "config_change", "attempt_started", "finished", "state_changed",
+)  # fmt: skip
+"""Kinds looked for further back than the newest events."""
+
+_CHART_METRICS = tuple(dict.fromkeys((*pages.SERIES_COLUMNS, *VERDICT_METRICS)))
+_LOG_RATIO_LIMIT = 690.0
+"""Beyond e^690 a ratio has no float64."""
+
+T = TypeVar("T")
+
+
+class _Remembered:
+    """The last few results of reads whose inputs cannot change."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value under a key, made now if it is not known."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                known: T = self._values[key]
+                return known
+        made = make()
+        with self._lock:
+            self._values[key] = made
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+        return made
+
+
+# Run ids are random and never reused, so that applications in one process do not meet here.
+_rows = _Remembered(512)
+_charts = _Remembered(64)
+_baseline_envelopes = _Remembered(64)
+
+
+def run_row(db: Database, run: Run) -> RunRow:
+    """A line of the run list."""
+    made = _rows.get((run.run_id, run.last_event_seq, run.updated_at), lambda: _row(db, run))
+    return replace(made, activity=run.state, last_seen_at=run.last_seen_at)
+
+
+def run_view(db: Database, run: Run, *, step: int | None, full: bool = False) -> RunView:
+    """A whole run page.
+
+    Args:
+        db: the database.
+        run: the run.
+        step: the chosen step, or the closed step nearest to it; None: the latest.
+        full: every step instead of at most MAX_POINTS, for exports.
+    """
+    key = (run.run_id, run.last_event_seq, run.updated_at, full)
+    view = _charts.get(key, lambda: _run_charts(db, run, full=full))
+    view = replace(view, activity=run.state, last_seen_at=run.last_seen_at)
+    record = _chosen(db, run, step, view.series)
+    if record is None:
+        return view
+    summary = from_bytes(record.summary)
+    tails = survival(summary)
+    return replace(
+        view,
+        chosen=_facts(record),
+        envelope=_envelope_table(summary),
+        baseline_envelope=_baseline_envelope(db, run, view.baseline),
+        survival=pl.concat([_tail_table(tails.upper, "upper"), _tail_table(tails.lower, "lower")]),
+        fits=_fits(tails.upper, tails.lower),
+    )
+
+
+@cache
+def metric_texts() -> Mapping[str, MetricText]:
+    """The registry, in the words of the dashboards."""
+    return {name: MetricText(**asdict(metric)) for name, metric in registry.METRICS.items()}
+
+
+def _row(db: Database, run: Run) -> RunRow:
+    extent = steps.extent(db, run.run_id)
+    limits = limits_for(precision=run.spec.precision, model_class=run.spec.model_class)
+    table = _empty() if extent is None else _table(db, run, VERDICT_METRICS, from_step=extent.last - LISTED_STEPS + 1)
+    past = None if extent is None else baseline(_table(db, run, VERDICT_METRICS, to_step=extent.first + LAST_STEP))
+    return RunRow(
+        run_id=run.run_id,
+        project=run.spec.project,
+        name=run.spec.name,
+        activity=run.state,
+        verdict=verdict(table, limits=limits, baseline=past),
+        k3=tuple(table["kl_k3"].to_list()) if table.height else (),
+        last_step=run.last_step,
+        last_seen_at=run.last_seen_at,
+        tokens=int(table["tokens"][-1] or 0) if table.height else None,
+        precision=run.spec.precision,
+        framework=run.spec.framework,
+    )
+
+
+def _run_charts(db: Database, run: Run, *, full: bool) -> RunView:
+    """The part of a run page that no choice of step changes."""
+    extent = steps.extent(db, run.run_id)
+    if extent is None:
+        drawn = recent = start = _empty()
+    else:
+        drawn = _table(db, run, _CHART_METRICS, max_points=None if full else MAX_POINTS)
+        recent = _table(db, run, VERDICT_METRICS, from_step=extent.last - RECENT_STEPS + 1)
+        start = _table(db, run, _CHART_METRICS, to_step=extent.first + LAST_STEP)
+    latest = steps.latest(db, run.run_id)
+    return RunView(
+        run_id=run.run_id,
+        project=run.spec.project,
+        name=run.spec.name,
+        activity=run.state,
+        attempt=run.attempt,
+        created_at=run.created_at,
+        last_seen_at=run.last_seen_at,
+        last_step=None if extent is None else extent.last,
+        config=_config(run),
+        limits=limits_for(precision=run.spec.precision, model_class=run.spec.model_class),
+        series=drawn,
+        recent=recent,
+        baseline=baseline(start),
+        latest=_facts(latest) if latest else None,
+        chosen=None,
+        envelope=None,
+        baseline_envelope=None,
+        survival=None,
+        fits=(),
+        events=_events(db, run),
+        metrics=metric_texts(),
+        sampled=extent is not None and drawn.height < extent.steps,
+    )
+
+
+def _empty() -> pl.DataFrame:
+    return pl.DataFrame(schema={"step": pl.Int64, **dict.fromkeys(_CHART_METRICS, pl.Float64)})
+
+
+def _table(
+    db: Database,
+    run: Run,
+    metrics: Sequence[str],
+    *,
+    from_step: int | None = None,
+    to_step: int | None = None,
+    max_points: int | None = None,
+) -> pl.DataFrame:
+    """Column `step` and the metrics, null where missing."""
+    read = series.read(db, run.run_id, metrics=metrics, from_step=from_step, to_step=to_step, max_points=max_points)
+    table = pl.DataFrame({"step": read.steps_K, **read.columns})
+    return table.with_columns(pl.exclude("step").fill_nan(None))
+
+
+def _chosen(db: Database, run: Run, step: int | None, drawn: pl.DataFrame) -> StepRecord | None:
+    """The step asked for; where it is not there or still open, the closed one nearest to it in the charts."""
+    if step is None:
+        return steps.latest(db, run.run_id)
+    record = steps.get(db, run.run_id, step=step)
+    if (record is None or not record.closed) and drawn.height:
+        nearest = drawn.select(pl.col("step").sort_by((pl.col("step") - step).abs()).first()).item()
+        record = steps.get(db, run.run_id, step=int(nearest))
+    return record if record is not None and record.closed and record.summary else None
+
+
+def _facts(record: StepRecord) -> StepFacts:
+    return StepFacts(
+        step=record.key.step,
+        phase=record.key.series.phase,
+        revision=record.revision,
+        coverage=record.coverage,
+        tokens=record.tokens,
+        sequences=record.sequences,
+        closed_at=record.closed_at,
+        metrics=record.metrics,
+        missing=record.missing,
+    )
+
+
+def _envelope_table(summary: Summary) -> pl.DataFrame:
+    """ENVELOPE_SCHEMA, one row per probability bin."""
+    rows = [asdict(bin_) for bin_ in envelope(summary)]
+    return pl.DataFrame(rows, schema=ENVELOPE_SCHEMA).with_columns(pl.col("p2", "p50", "p98").fill_nan(None))
+
+
+def _baseline_envelope(db: Database, run: Run, past: Baseline | None) -> pl.DataFrame | None:
+    """The envelope of the baseline's steps, merged."""
+    if past is None:
+        return None
+    key = (run.run_id, run.attempt, past.first_step, past.last_step, past.steps)
+    return _baseline_envelopes.get(key, lambda: _merged_envelope(db, run, past))
+
+
+def _merged_envelope(db: Database, run: Run, past: Baseline) -> pl.DataFrame | None:
+    wanted = np.unique(np.linspace(past.first_step, past.last_step, BASELINE_SUMMARIES).round().astype(int))
+    found = (steps.get(db, run.run_id, step=int(step)) for step in wanted)
+    summaries = [from_bytes(record.summary) for record in found if record is not None and record.summary]
+    return _envelope_table(merge(summaries)) if summaries else None
+
+
+def _tail_table(tail: Tail, name: str) -> pl.DataFrame:
+    """SURVIVAL_SCHEMA of one tail, thinned to evenly spread cells; the last stays."""
+    keep = tail.log_ratio < _LOG_RATIO_LIMIT
+    log_ratio, share = tail.log_ratio[keep], tail.share[keep]
+    if len(log_ratio) > TAIL_POINTS:
+        spread = np.unique(np.linspace(0, len(log_ratio) - 1, TAIL_POINTS).round().astype(int))
+        log_ratio, share = log_ratio[spread], share[spread]
+    columns = {"tail": [name] * len(share), "ratio": np.exp(log_ratio), "share": share}
+    return pl.DataFrame(columns, schema=SURVIVAL_SCHEMA)
+
+
+def _fits(upper: Tail, lower: Tail) -> tuple[TailFit, ...]:
+    fits = []
+    for tail, name in ((upper, "upper"), (lower, "lower")):
+        fit = tail.fit
+        if isinstance(fit, str) or fit.log_threshold >= _LOG_RATIO_LIMIT:
+            continue
+        threshold = math.exp(fit.log_threshold)
+        side: Any = name
+        fits.append(TailFit(tail=side, k=fit.shape, sigma=fit.scale * threshold, threshold=threshold, share=fit.share))
+    return tuple(fits)
+
+
+def _events(db: Database, run: Run) -> tuple[EventMark, ...]:
+    """The newest events of any kind, and those of the marked kinds from further back; oldest first."""
+    newest = events.last(db, run.run_id, limit=MAX_EVENTS)
+    marked = events.last(db, run.run_id, limit=MAX_EVENTS, kinds=MARKED_KINDS)
+    by_number = {event.seq: event for event in (*marked, *newest)}
+    return tuple(
+        EventMark(kind=event.kind, at=event.at, step=event.step, text=_event_text(event.payload))
+        for _, event in sorted(by_number.items())
+    )
+
+
+def _event_text(payload: Mapping[str, Any]) -> str:
+    """The payload of an event on one line."""
+    return ", ".join(f"{key} {value}" for key, value in payload.items() if isinstance(value, str | int | float))[:200]
+
+
+def _config(run: Run) -> dict[str, Any]:
+    """What the run declared, the free-form part last."""
+    declared = {
+        name: value for name, value in asdict(run.spec).items() if name not in {"project", "name", "tags", "config"}
+    }
+    return {**declared, **(run.spec.tags or {}), **(run.spec.config or {})}
+
+
+def require_figure(name: str) -> str:
+    """The name of a figure with a table behind it.
+
+    Raises:
+        NotFound: there is no such figure.
+    """
+    if name not in {"quantiles", "kl", "envelope", "survival"}:
+        raise NotFound(f"figure {name!r:.40} does not exist")
+    return name
