@@ -138,4 +138,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit("lab.train: interrupted; what was streamed is kept, a recording is not") from None
