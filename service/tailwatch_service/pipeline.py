@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 
@@ -27,6 +28,20 @@ from tailwatch_service.types import BatchKey, BatchKind, BatchOutcome, NewBatch,
 
 COMMIT_TIMEOUT_S = 60.0
 """Longest wait for the writer; a client that is told to come back finds a duplicate if it was stored after all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A batch summarised, its tokens kept where they are, and not yet stored."""
+
+    batch: NewBatch
+    metrics: Mapping[str, float]
+    """Headline metrics of this batch alone."""
+
+    def answer(self, outcome: BatchOutcome) -> Processed:
+        """The answer, once the outcome is known."""
+        batch = self.batch
+        return Processed(outcome=outcome, tokens=batch.tokens, sequences=batch.sequences, metrics=self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +95,25 @@ class Pipeline:
         body: bytes | memoryview | None = None,
         idempotency_key: str | None = None,
     ) -> Processed:
-        """Take in a batch of tokens.
+        """Take in a batch of tokens and wait until it is durable: `prepare`, then `submit`.
+
+        Raises:
+            NotFound, Unprocessable: as `prepare`.
+            KeyConflict: the key is stored with other content.
+            Unavailable: not stored, or not known to be stored yet; to be sent again.
+        """
+        prepared = self.prepare(batch, run_id=run_id, body=body, idempotency_key=idempotency_key)
+        return self._wait(prepared)
+
+    def prepare(
+        self,
+        batch: Batch,
+        *,
+        run_id: str,
+        body: bytes | memoryview | None = None,
+        idempotency_key: str | None = None,
+    ) -> Prepared:
+        """The costly part of taking in a batch: summarise it, and keep its tokens where they are kept.
 
         Args:
             batch: decoded and checked.
@@ -91,8 +124,6 @@ class Pipeline:
         Raises:
             NotFound: no such run.
             Unprocessable: no such attempt.
-            KeyConflict: the key is stored with other content.
-            Unavailable: not stored, or not known to be stored yet; to be sent again.
         """
         summary = summaries.summarise(batch)
         digest = wire.content_digest(batch)
@@ -101,17 +132,34 @@ class Pipeline:
         if self._settings.keep_tokens == "all" and batch.sequences:
             segment = segments.name_of(batches.batch_id(key), digest)
             self._segments.write(segment, wire.encode(batch) if body is None else body)
-        outcome = self._store(
-            _new(key, batch.meta, "tokens", digest, summary, segment, idempotency_key, batch.tokens, batch.sequences)
-        )
-        return Processed(
-            outcome=outcome, tokens=batch.tokens, sequences=batch.sequences, metrics=compute.headline(summary)
-        )
+        new = _new(key, batch.meta, "tokens", digest, summary, segment, idempotency_key, batch.tokens, batch.sequences)
+        return Prepared(batch=new, metrics=compute.headline(summary))
+
+    def submit(self, prepared: Prepared) -> Future[BatchOutcome]:
+        """Hand a prepared batch to the writer; the future's result is durable, and nobody need wait in a thread.
+
+        Raises:
+            Unavailable: the writer is closed, or its queue full.
+        """
+        future = self._writer.submit(prepared.batch)
+        future.add_done_callback(lambda done: self._stored(prepared, done))
+        return future
 
     def process_summary(
         self, data: bytes, *, meta: BatchMeta, run_id: str, idempotency_key: str | None = None
     ) -> Processed:
-        """Take in a serialised summary (edge mode) in place of tokens.
+        """Take in a serialised summary (edge mode) in place of tokens: `prepare_summary`, then `submit`.
+
+        Raises:
+            SummaryError, NotFound, Unprocessable: as `prepare_summary`.
+            KeyConflict, Unavailable: as `process`.
+        """
+        return self._wait(self.prepare_summary(data, meta=meta, run_id=run_id, idempotency_key=idempotency_key))
+
+    def prepare_summary(
+        self, data: bytes, *, meta: BatchMeta, run_id: str, idempotency_key: str | None = None
+    ) -> Prepared:
+        """Read and check a serialised summary.
 
         Args:
             data: the serialised summary.
@@ -121,14 +169,14 @@ class Pipeline:
 
         Raises:
             SummaryError: not a summary.
-            NotFound, Unprocessable, KeyConflict, Unavailable: as `process`.
+            NotFound, Unprocessable: as `prepare`.
         """
         summary = summaries.from_bytes(data)
         digest = hashlib.sha256(summaries.to_bytes(summary)).digest()
         key = self._key(meta, run_id)
         tokens, sequences = summary.tokens, summary.sequences
-        outcome = self._store(_new(key, meta, "summary", digest, summary, None, idempotency_key, tokens, sequences))
-        return Processed(outcome=outcome, tokens=tokens, sequences=sequences, metrics=compute.headline(summary))
+        new = _new(key, meta, "summary", digest, summary, None, idempotency_key, tokens, sequences)
+        return Prepared(batch=new, metrics=compute.headline(summary))
 
     def _key(self, meta: BatchMeta, run_id: str) -> BatchKey:
         now = self._clock()
@@ -136,14 +184,15 @@ class Pipeline:
         series = SeriesKey(run_id, meta.stream, attempt, meta.phase, meta.update_index)
         return BatchKey(StepKey(series, meta.step), meta.rank, meta.part)
 
-    def _store(self, batch: NewBatch) -> BatchOutcome:
+    def _wait(self, prepared: Prepared) -> Processed:
         try:
-            outcome = self._writer.submit(batch).result(COMMIT_TIMEOUT_S)
+            return prepared.answer(self.submit(prepared).result(COMMIT_TIMEOUT_S))
         except FutureTimeoutError as error:
             raise Unavailable(f"the batch was not stored within {COMMIT_TIMEOUT_S:g} s") from error
-        if outcome.status == "stored":
-            self._wake(batch.key.step_key.series)
-        return outcome
+
+    def _stored(self, prepared: Prepared, done: Future[BatchOutcome]) -> None:
+        if not done.cancelled() and done.exception() is None and done.result().status == "stored":
+            self._wake(prepared.batch.key.step_key.series)
 
 
 def _new(

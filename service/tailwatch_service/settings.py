@@ -78,6 +78,8 @@ class Settings:
     """Where kept tokens go; None: in `data_dir`."""
     keep_tokens: KeepTokens = "off"
     """Whether raw tokens stay on disk beside their summaries."""
+    accept_text: bool = False
+    """Whether decoded text is taken in; otherwise the column is left out, and named in the answer."""
     insecure: bool = False
     """Serve an address that others can reach without keys."""
     allowed_hosts: tuple[str, ...] = ()
