@@ -145,12 +145,13 @@ class Batch:
                 name = field.name.removesuffix("_N").removesuffix("_B")
                 found.append(FieldError(column=name, reason=f"has {len(value)} values, expected {expected}"))
         for name in STRING_COLUMNS:
-            values = getattr(self, name)
-            if values is None or name == "text":
-                continue
-            for row, value in enumerate(values):
-                if len(value) > MAX_NAME_LENGTH:
+            for row, value in enumerate(getattr(self, name) or ()):
+                reason = None
+                if len(value) > MAX_NAME_LENGTH and name != "text":
                     reason = f"is {len(value)} characters long, limit {MAX_NAME_LENGTH}"
+                elif not storable(value):
+                    reason = f"{value!r:.80} holds NUL or half a surrogate pair"
+                if reason is not None:
                     found.append(FieldError(row=row, column=name, reason=reason))
                     break
         return found
@@ -187,9 +188,9 @@ class Batch:
         given = {"infer_logprobs": infer_logprobs, "train_logprobs": train_logprobs}
         given |= {name: value for name, value in columns.items() if value is not None}
         if cu_seqlens is not None:
-            layout: _Layout = _Packed(as_array(cu_seqlens, "cu_seqlens", np.int64))
+            layout: _Layout = _Packed.of(cu_seqlens)
         elif isinstance(infer_logprobs, Sequence):
-            layout = _Lists(np.array([len(row) for row in infer_logprobs], np.int64))
+            layout = _Lists.of(infer_logprobs)
         else:
             infer = as_array(infer_logprobs, "infer_logprobs", np.float32)
             if infer.ndim == 1:
@@ -228,22 +229,33 @@ def check_meta(meta: BatchMeta) -> list[FieldError]:
         if value is None and name in {"world_size", "attempt", "train_version"}:
             continue
         if isinstance(value, bool) or not isinstance(value, int):
-            found.append(FieldError(column=name, reason=f"{value!r} is not an integer"))
+            found.append(FieldError(column=name, reason=f"{value!r:.80} is not an integer"))
         elif not low <= value <= high:
             found.append(FieldError(column=name, reason=f"{value} is outside {low} .. {high}"))
     if not found and meta.world_size is not None and meta.rank >= meta.world_size:
         reason = f"{meta.rank} is not below world_size {meta.world_size}"
         found.append(FieldError(column="rank", reason=reason))
     if meta.phase not in PHASES:
-        found.append(FieldError(column="phase", reason=f"{meta.phase!r} is not one of {', '.join(PHASES)}"))
+        found.append(FieldError(column="phase", reason=f"{meta.phase!r:.80} is not one of {', '.join(PHASES)}"))
     for name in ("stream", "session", "framework", "project", "run"):
         value = getattr(meta, name)
         if value is None and name != "stream":
             continue
-        if not isinstance(value, str) or not value or len(value) > MAX_NAME_LENGTH:
+        if not isinstance(value, str) or not value or len(value) > MAX_NAME_LENGTH or not storable(value):
             reason = f"{value!r:.80} is not a name of 1 to {MAX_NAME_LENGTH} characters"
             found.append(FieldError(column=name, reason=reason))
+    if meta.recorded_at is not None and not _is_finite_number(meta.recorded_at):
+        found.append(FieldError(column="recorded_at", reason=f"{meta.recorded_at!r:.80} is not a finite number"))
     return found
+
+
+def _is_finite_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+
+
+def storable(text: str) -> bool:
+    """Whether a text survives UTF-8 and a database: no lone surrogates, no NUL."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def as_array(value: Any, name: str, dtype: Any) -> NDArray[Any]:
@@ -262,14 +274,34 @@ def as_array(value: Any, name: str, dtype: Any) -> NDArray[Any]:
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
             raise TypeError(f"holds {array.dtype}")
-        if np.dtype(dtype).kind in "iu" and array.dtype.kind == "f" and not (array == np.trunc(array)).all():
-            raise TypeError("holds fractional values")
+        if np.dtype(dtype).kind in "iu":
+            _check_integers(array, np.iinfo(dtype))
         # A float64 beyond float32 becomes inf and is counted as non-finite: no warning in the trainer's log.
         with np.errstate(over="ignore", invalid="ignore"):
             return array.astype(dtype, copy=False)
     except (TypeError, ValueError) as error:
         reason = f"cannot be read as {np.dtype(dtype).name}: {error}"
         raise BatchError(FieldError(column=name, reason=reason)) from error
+
+
+def _length(value: Any, column: str, *, row: int | None = None) -> int:
+    """len(value), or a BatchError where a list of arrays was expected and a number came."""
+    try:
+        return len(value)
+    except TypeError as error:
+        reason = f"{value!r:.80} is not a sequence; lists hold one array per sequence"
+        raise BatchError(FieldError(row=row, column=column, reason=reason)) from error
+
+
+def _check_integers(array: NDArray[Any], limits: np.iinfo[Any]) -> None:
+    """Refuse what a cast to an integer type would truncate or wrap in silence."""
+    if array.size == 0 or array.dtype.kind == "b":
+        return
+    if array.dtype.kind == "f" and not (array == np.trunc(array)).all():
+        raise TypeError("holds fractional values")
+    lowest, highest = array.min().item(), array.max().item()
+    if lowest < limits.min or highest > limits.max:
+        raise TypeError(f"holds {lowest if lowest < limits.min else highest}, outside {limits.min} .. {limits.max}")
 
 
 class _Layout:
@@ -287,12 +319,21 @@ class _Layout:
 class _Packed(_Layout):
     cu_seqlens_B1: NDArray[Any]
 
+    @classmethod
+    def of(cls, cu_seqlens: Any) -> _Packed:
+        """From [B+1] boundaries."""
+        cu_seqlens_B1 = as_array(cu_seqlens, "cu_seqlens", np.int64)
+        if cu_seqlens_B1.ndim != 1 or len(cu_seqlens_B1) == 0:
+            reason = f"has shape {cu_seqlens_B1.shape}, expected [B+1] with B >= 0"
+            raise BatchError(FieldError(column="cu_seqlens", reason=reason))
+        return cls(cu_seqlens_B1)
+
     def offsets_B1(self) -> Int64Array:
         return self.cu_seqlens_B1.astype(np.int64)
 
     def flatten(self, value: Any, name: str, dtype: Any) -> NDArray[Any] | None:
         array = as_array(value, name, dtype)
-        tokens = int(self.cu_seqlens_B1[-1]) if len(self.cu_seqlens_B1) else 0
+        tokens = int(self.cu_seqlens_B1[-1])
         if array.ndim == 2 and array.shape[0] == 1:
             array = array[0]
         if array.ndim != 1:
@@ -359,11 +400,16 @@ class _Padded(_Layout):
 class _Lists(_Layout):
     lengths_B: Int64Array
 
+    @classmethod
+    def of(cls, rows: Sequence[Any]) -> _Lists:
+        """Lengths of the rows; a flat list of numbers is refused."""
+        return cls(np.array([_length(value, "infer_logprobs", row=row) for row, value in enumerate(rows)], np.int64))
+
     def offsets_B1(self) -> Int64Array:
         return np.concatenate(([0], np.cumsum(self.lengths_B))).astype(np.int64)
 
     def flatten(self, value: Any, name: str, dtype: Any) -> NDArray[Any] | None:
-        if len(value) != len(self.lengths_B):
+        if _length(value, name) != len(self.lengths_B):
             reason = f"has {len(value)} sequences, expected {len(self.lengths_B)}"
             raise BatchError(FieldError(column=name, reason=reason))
         if name in SEQUENCE_DTYPES and all(np.ndim(row) == 0 for row in value):
@@ -380,8 +426,8 @@ def _column(name: str, value: Any, layout: _Layout) -> dict[str, Any]:
     """One given column as the field or fields of `Batch` it fills."""
     sequences = len(layout.offsets_B1()) - 1
     if name in STRING_COLUMNS:
-        return {name: tuple(map(str, value))}
-    if name in SEQUENCE_DTYPES and np.ndim(value) == 0 and not isinstance(value, Sequence):
+        return {name: (value,) * sequences if isinstance(value, str) else tuple(map(str, value))}
+    if name in SEQUENCE_DTYPES and not isinstance(value, Sequence) and np.ndim(value) == 0:
         value = np.full(sequences, value)
     if name in TOKEN_DTYPES:
         flat_N = layout.flatten(value, name, TOKEN_DTYPES[name])

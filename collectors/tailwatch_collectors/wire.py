@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -32,6 +33,8 @@ Compression = Literal["zstd", "lz4"]
 _ARROW_TYPES = {np.float32: pa.float32(), np.bool_: pa.bool_(), np.int32: pa.int32(), np.int16: pa.int16()}
 _ARROW_TYPES |= {np.int64: pa.int64()}
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+_MAX_JSON_INTEGER = 10**300
+"""Larger integers do not even fit the float64 they pass through."""
 _INTEGER_META = ("step", "rank", "world_size", "part", "update_index", "attempt", "train_version")
 
 
@@ -100,15 +103,14 @@ def decode(body: bytes | memoryview, *, limits: WireLimits | None = None) -> Dec
     meta = _meta_from_wire(metadata)
     if table.num_rows > limits.rows:
         raise WireError(FieldError(reason=f"{table.num_rows} rows, limit {limits.rows}"))
-    table = table.combine_chunks()
     names = table.column_names
-    duplicated = sorted({name for name in names if names.count(name) > 1})
+    duplicated = [name for name, count in Counter(names).items() if count > 1]
     if duplicated:
-        raise WireError(*(FieldError(column=name, reason="appears more than once") for name in duplicated))
-    known = [name for name in names if name in TOKEN_DTYPES or name in SEQUENCE_DTYPES or name in STRING_COLUMNS]
-    columns = {name: _column_from_arrow(name, table.column(name)) for name in known}
-    ignored = tuple(name for name in names if name not in known)
-    return _assemble(meta, columns, table.num_rows, limits, explicit_final=b"final" in metadata, ignored=ignored)
+        raise WireError(*(FieldError(column=name, reason="appears more than once") for name in sorted(duplicated)))
+    columns = {name: _column_from_arrow(name, table.column(name)) for name in names if _known(name)}
+    ignored = tuple(name for name in names if not _known(name))
+    explicit_final = metadata.get(b"final") == b"true"
+    return _assemble(meta, columns, table.num_rows, limits, explicit_final=explicit_final, ignored=ignored)
 
 
 def decode_json(record: Any, *, limits: WireLimits | None = None) -> Decoded:
@@ -134,7 +136,7 @@ def decode_json(record: Any, *, limits: WireLimits | None = None) -> Decoded:
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: _column_from_json(name, [row.get(name) for row in rows]) for name in names if _known(name)}
     ignored = tuple(name for name in names if not _known(name))
-    return _assemble(meta, columns, len(rows), limits, explicit_final="final" in record, ignored=ignored)
+    return _assemble(meta, columns, len(rows), limits, explicit_final=record.get("final") is True, ignored=ignored)
 
 
 def content_digest(batch: Batch) -> bytes:
@@ -156,8 +158,15 @@ def content_digest(batch: Batch) -> bytes:
                 digest.update(encoded)
         else:
             digest.update(struct.pack("<q", len(value)))
-            digest.update(np.ascontiguousarray(value).data)
+            digest.update(np.ascontiguousarray(_one_nan(value)).data)
     return digest.digest()
+
+
+def _one_nan(values: NDArray[Any]) -> NDArray[Any]:
+    """The values with every NaN written alike: its sign and payload carry nothing, and JSON cannot send them."""
+    if values.dtype.kind != "f" or not np.isnan(values).any():
+        return values
+    return np.where(np.isnan(values), values.dtype.type(np.nan), values)
 
 
 # --- columns -----------------------------------------------------------------------------------------------------
@@ -179,25 +188,32 @@ def _known(name: str) -> bool:
 
 
 def _column_from_arrow(name: str, chunked: pa.ChunkedArray) -> _Column:
-    array = chunked.chunk(0) if chunked.num_chunks else pa.array([], chunked.type)
+    kind = chunked.type
+    if not _accepted(name, kind):
+        raise WireError(FieldError(column=name, reason=f"is {kind!s:.80}, expected {_expected(name)}"))
+    array = chunked.combine_chunks()
     if array.null_count:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
         raise WireError(FieldError(row=row, column=name, reason="is null"))
-    kind = array.type
     if name in STRING_COLUMNS:
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise WireError(FieldError(column=name, reason=f"is {kind}, expected string"))
         return tuple(array.to_pylist())
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        expected = _ARROW_TYPES.get(TOKEN_DTYPES[name]) if name in TOKEN_DTYPES else None
-        if kind.value_type != expected:
-            raise WireError(FieldError(column=name, reason=f"is {kind}, expected {_expected(name)}"))
+    if _is_list(kind):
         offsets = array.offsets.to_numpy().astype(np.int64)
         return _Ragged(_flat_values(name, array, offsets), offsets - offsets[0])
-    expected = _ARROW_TYPES.get(SEQUENCE_DTYPES[name]) if name in SEQUENCE_DTYPES else None
-    if expected is None or kind != expected:
-        raise WireError(FieldError(column=name, reason=f"is {kind}, expected {_expected(name)}"))
     return array.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
+
+
+def _is_list(kind: Any) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _accepted(name: str, kind: Any) -> bool:
+    """Whether schema 1 has this column with this Arrow type."""
+    if name in STRING_COLUMNS:
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    if _is_list(kind):
+        return name in TOKEN_DTYPES and kind.value_type == _ARROW_TYPES[TOKEN_DTYPES[name]]
+    return name in SEQUENCE_DTYPES and kind == _ARROW_TYPES[SEQUENCE_DTYPES[name]]
 
 
 def _flat_values(name: str, array: Any, offsets: NDArray[np.int64]) -> NDArray[Any]:
@@ -212,6 +228,8 @@ def _flat_values(name: str, array: Any, offsets: NDArray[np.int64]) -> NDArray[A
 
 
 def _expected(name: str) -> str:
+    if name in STRING_COLUMNS:
+        return "string"
     types = [f"list<{_ARROW_TYPES[TOKEN_DTYPES[name]]}>"] if name in TOKEN_DTYPES else []
     types += [str(_ARROW_TYPES[SEQUENCE_DTYPES[name]])] if name in SEQUENCE_DTYPES else []
     return " or ".join(types)
@@ -253,10 +271,12 @@ def _json_numbers(name: str, row: int, values: list[Any], dtype: Any) -> NDArray
             reason = None if isinstance(value, bool) else "is not true or false"
         elif isinstance(value, bool) or not isinstance(value, int | float):
             reason = "is not a number"
-        elif kind == "i" and value != int(value):
-            reason = "is not an integer"
         elif kind == "i" and not np.iinfo(dtype).min <= value <= np.iinfo(dtype).max:
             reason = f"does not fit {np.dtype(dtype).name}"
+        elif kind == "i" and value != int(value):
+            reason = "is not an integer"
+        elif kind == "f" and isinstance(value, int) and abs(value) > _MAX_JSON_INTEGER:
+            reason = "does not fit float32"
         if reason is not None:
             raise WireError(FieldError(row=row, column=name, reason=f"{value!r:.80} at token {t} {reason}"))
         checked.append(value)
@@ -275,7 +295,7 @@ def _assemble(
 ) -> Decoded:
     """Columns and metadata as one checked batch."""
     if rows == 0:
-        if not (explicit_final and meta.final):
+        if not explicit_final:
             raise WireError(FieldError(reason="no rows; an empty batch is accepted only with an explicit final"))
         columns = {name: _Ragged(np.empty(0, np.float32), np.zeros(1, np.int64)) for name in REQUIRED_COLUMNS}
     missing = [name for name in REQUIRED_COLUMNS if name not in columns]
@@ -337,7 +357,7 @@ def _meta_from_wire(metadata: Mapping[bytes, bytes]) -> BatchMeta:
         if name in _INTEGER_META or name in {"recorded_at", "final"}:
             try:
                 values[name] = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise WireError(FieldError(column=name, reason=f"{text!r:.80} is not a number or boolean")) from error
     return _meta(values)
 
@@ -358,9 +378,6 @@ def _meta(values: dict[str, Any]) -> BatchMeta:
         raise WireError(FieldError(column="step", reason="is required"))
     if not isinstance(given.get("final", True), bool):
         raise WireError(FieldError(column="final", reason=f"{given['final']!r:.80} is not true or false"))
-    recorded_at = given.get("recorded_at", 0.0)
-    if isinstance(recorded_at, bool) or not isinstance(recorded_at, int | float):
-        raise WireError(FieldError(column="recorded_at", reason=f"{recorded_at!r:.80} is not a number"))
     meta = BatchMeta(**given)
     errors = check_meta(meta)
     if errors:
