@@ -450,6 +450,29 @@ def test_an_interrupt_in_record_passes_and_corrupts_nothing(
     assert [key[0] for key in service.batches] == [1]
 
 
+def test_recording_inside_a_record_does_not_hang(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a signal handler at the worst moment: while the collector's own lock is held."""
+    forget = collector_module._forget
+    nested: list[int] = []
+
+    def interrupted(entries: dict[Any, Any]) -> None:
+        if not nested:
+            nested.append(1)
+            _record(collector, 0, final=False)
+        forget(entries)
+
+    monkeypatch.setattr(collector_module, "_forget", interrupted)
+    collector = _connect(service)
+    thread = threading.Thread(target=_record, args=(collector, 0), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert collector.flush(30)
+    collector.close()
+
+    assert sorted(key[5] for key in service.batches) == [0, 1]
+
+
 def test_recording_in_a_signal_handler_does_not_hang(service: FakeService) -> None:
     """A handler that interrupts `record` anywhere records too, from the same thread."""
     fired = 0

@@ -417,6 +417,16 @@ def test_a_long_outage_is_bounded_in_items_and_bytes(service: FakeService, until
     assert _accounted(collector)
 
 
+def test_a_batch_under_way_is_held_once_as_what_is_sent(service: FakeService, until: Until) -> None:
+    service.always("batches", status=500)
+    collector = _connect(service)
+    _record(collector, 0)
+    until(lambda: service.of("batches"))
+
+    assert collector.stats.queued_bytes == len(service.of("batches")[0].body)
+    collector.close(0)
+
+
 def test_only_one_thread_sends(service: FakeService) -> None:
     before = {thread.name for thread in threading.enumerate()}
     with _connect(service) as collector:
