@@ -108,9 +108,7 @@ def test_an_unknown_run_does_not_touch_its_neighbours(
     assert (_rows(db, schema.series), _rows(db, schema.idempotency_keys)) == (1, 0)
 
 
-def test_steps_count_their_batches_while_open(
-    db: Database, run_id: str, new_batch: Make, store: Store
-) -> None:
+def test_steps_count_their_batches_while_open(db: Database, run_id: str, new_batch: Make, store: Store) -> None:
     store(new_batch(step=4), new_batch(step=4, part=1), now=10.0)
     store(new_batch(step=4, rank=1), new_batch(step=2), now=20.0)
     step = steps.get(db, run_id, step=4)
