@@ -26,6 +26,9 @@ GROUP = 32
 CAPACITY = 1024
 """Most batches waiting; beyond it clients are asked to come back."""
 
+TRIES = 3
+"""How often a single batch is tried when other replicas store the same key at the same moment."""
+
 _Item = tuple[NewBatch, "Future[BatchOutcome]"]
 _Answer = BatchOutcome | TailwatchServiceError
 
@@ -118,10 +121,16 @@ class Writer:
             else:
                 future.set_exception(answer)
 
-    def _store(self, group: list[NewBatch]) -> list[_Answer]:
-        # Leaving the block commits; a caller of this has durable answers.
-        with self._db.write() as connection:
-            return batches.store(connection, group, now=self._clock())
+    def _store(self, group: list[NewBatch], *, tries: int = TRIES) -> list[_Answer]:
+        try:
+            # Leaving the block commits; a caller of this has durable answers.
+            with self._db.write() as connection:
+                return batches.store(connection, group, now=self._clock())
+        except sa.exc.IntegrityError:
+            # Another replica stored the key in between: the next look sees it, and answers `duplicate`.
+            if len(group) > 1 or tries == 1:
+                raise
+            return self._store(group, tries=tries - 1)
 
 
 def _explained(error: Exception) -> Exception:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,10 @@ from tailwatch_service.storage.writer import Writer
 from tailwatch_service.types import NewBatch
 
 Make = Callable[..., NewBatch]
+
+one_writer = pytest.mark.skipif(
+    "TAILWATCH_TEST_DATABASE_URL" in os.environ, reason="holds back the writer with SQLite's one write transaction"
+)
 
 
 @pytest.fixture
@@ -45,6 +50,7 @@ def test_refusals_are_raised(writer: Writer, new_batch: Make) -> None:
         writer.submit(new_batch(run="nowhere")).result(30)
 
 
+@one_writer
 def test_nothing_is_acknowledged_before_the_commit(db: Database, writer: Writer, new_batch: Make) -> None:
     with db.write():
         future = writer.submit(new_batch())
@@ -53,6 +59,7 @@ def test_nothing_is_acknowledged_before_the_commit(db: Database, writer: Writer,
     assert future.result(30).status == "stored"
 
 
+@one_writer
 def test_waiting_batches_share_a_commit(
     db: Database, writer: Writer, new_batch: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +80,7 @@ def test_waiting_batches_share_a_commit(
     assert sizes == [1, 32, 8]
 
 
+@one_writer
 def test_a_poisoned_batch_fails_alone(
     db: Database, writer: Writer, new_batch: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +99,24 @@ def test_a_poisoned_batch_fails_alone(
     with pytest.raises(ZeroDivisionError, match="poison"):
         futures[2].result(30)
     assert len(_stored(db)) == 3
+
+
+def test_a_key_that_another_replica_stores_meanwhile_is_a_duplicate(
+    db: Database, writer: Writer, new_batch: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = batches.store
+    raced: list[int] = []
+
+    def racing(connection: sa.Connection, group: list[NewBatch], *, now: float) -> object:
+        if not raced:
+            raced.append(1)
+            store(connection, group, now=now)
+            connection.commit()
+            raise sa.exc.IntegrityError("INSERT", {}, Exception("duplicate key"))
+        return store(connection, group, now=now)
+
+    monkeypatch.setattr(batches, "store", racing)
+    assert writer.submit(new_batch()).result(30).status == "duplicate"
 
 
 def test_a_database_that_cannot_be_written_asks_the_client_to_come_back(
