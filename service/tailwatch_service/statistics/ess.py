@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwatch_collectors.summary import Summary, schema
-from tailwatch_collectors.summary.scaled import ScaledSums, sum_exp
+from tailwatch_collectors.summary.scaled import ScaledSums
 from tailwatch_service.statistics.normal import normal_quantile
 from tailwatch_service.statistics.values import NO_SEQUENCES, NO_TOKENS, Value
+
+_PIECE = 65_536
+"""Sequences weighed at once: a window may hold millions."""
 
 
 def ess(summary: Summary) -> dict[str, Value]:
@@ -30,21 +33,33 @@ def ess(summary: Summary) -> dict[str, Value]:
 
 
 def _ess(sums: ScaledSums, first: int, second: int, count: int) -> float:
-    """(sum w)^2 / (n sum w^2), in (0, 1]; from logarithms, so that it exists for any weights."""
+    """(sum w)^2 / (n sum w^2), in (0, 1]; exponents cancel as integers, so that it exists for any weights."""
     if count == 0:
         return math.nan
-    log_ess = 2 * sums.log(first) - sums.log(second) - math.log(count)
-    return min(1.0, max(1.0 / count, math.exp(log_ess)))
+    share = float(sums.mantissa[first]) ** 2 / float(sums.mantissa[second]) / count
+    # (sum w)^2 <= n sum w^2 bounds what is left of the exponents.
+    power = max(-2_000, min(2_000, 2 * int(sums.exponent[first]) - int(sums.exponent[second])))
+    return min(1.0, max(1.0 / count, math.ldexp(share, power)))
 
 
 def _expected(summary: Summary) -> float:
     """ESS of the pooled values -T_b s^2/2 + sqrt(T_b) s z_j, z_j the normal quantiles, s^2 = Var d."""
     variance = float(summary.log_ratio.m2) / summary.tokens
-    pooled: list[NDArray[np.float64]] = []
+    buckets = []
     for bucket in np.flatnonzero(summary.length_counts):
         count = int(summary.length_counts[bucket])
         length = float(summary.length_sums[bucket, schema.LENGTH_SUMS.index("T")]) / count
-        z = normal_quantile((np.arange(count) + 0.5) / count)
-        pooled.append(-length * variance / 2 + math.sqrt(length * variance) * z)
-    S = np.concatenate(pooled)
-    return _ess(sum_exp(np.stack((S, 2 * S))), 0, 1, len(S))
+        buckets.append((count, -length * variance / 2, math.sqrt(length * variance)))
+    largest = max(centre + spread * float(_scores(count - 1, count, count)[0]) for count, centre, spread in buckets)
+    total = square = 0.0
+    for count, centre, spread in buckets:
+        for start in range(0, count, _PIECE):
+            w = np.exp(centre + spread * _scores(start, min(start + _PIECE, count), count) - largest)
+            total += float(w.sum())
+            square += float((w * w).sum())
+    return total * total / square / summary.count("sequences_complete")
+
+
+def _scores(start: int, end: int, count: int) -> NDArray[np.float64]:
+    """Normal quantiles of (j - 1/2) / count for the ranks j in start + 1 .. end."""
+    return normal_quantile((np.arange(start, end) + 0.5) / count)
