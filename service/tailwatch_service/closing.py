@@ -15,8 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import sqlalchemy as sa
-
 from tailwatch_collectors import summary as summaries
 from tailwatch_service.settings import Settings
 from tailwatch_service.statistics import compute
@@ -33,7 +31,7 @@ SUMMARIES_KEPT_S = 24 * 3600.0
 """How long after its last merge a step's batch summaries are kept, so that a late batch merges exactly."""
 
 HOUSEKEEPING_S = 600.0
-"""Seconds between two rounds of dropping summaries, sweeping segments and looking for unsealed chunks."""
+"""Seconds between two rounds of dropping summaries, sweeping segments and looking at everything that is pending."""
 
 _LATE_S = 5.0
 
@@ -60,7 +58,8 @@ def is_complete(step: PendingStep, *, previous: frozenset[int] | None) -> bool:
         return False
     if step.world_size is None:
         return (previous or frozenset()) <= done
-    return len(done) >= step.world_size
+    # Ranks that joined after this step, in a larger world, do not stand in for one that is missing here.
+    return len({rank for rank in done if rank < step.world_size or rank in seen}) >= step.world_size
 
 
 def coverage(step: PendingStep, *, expected: int) -> float:
@@ -100,7 +99,10 @@ def merge(parts: Parts, *, coverage: float, expected: int) -> Merged:
 
 
 class Closer:
-    """Closes steps in one background thread. Every action may be repeated, by anyone, without harm."""
+    """Closes steps in one background thread, and keeps house in another, for a round of that may take long.
+
+    Every action may be repeated, by anyone, without harm.
+    """
 
     def __init__(
         self,
@@ -128,20 +130,25 @@ class Closer:
         self._woken: set[SeriesKey] = set()
         self._unsealed: set[int] = set()
         self._signal = threading.Condition()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="tailwatch-closer", daemon=True)
+        self._stopped = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, name="tailwatch-closer", daemon=True),
+            threading.Thread(target=self._keep_house, name="tailwatch-housekeeper", daemon=True),
+        ]
 
     def start(self) -> None:
-        """Start the thread; its first sweep repairs what a crash left behind."""
-        self._thread.start()
+        """Start the threads; the first sweep repairs what a crash left behind."""
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Stop after the step at hand; what is left to do is found by the next sweep, here or elsewhere."""
         with self._signal:
-            self._stopping = True
+            self._stopped.set()
             self._signal.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def wake(self, series: SeriesKey) -> None:
         """Look at a series soon: a batch was stored for it."""
@@ -151,13 +158,17 @@ class Closer:
 
     def close_series(self, series: SeriesKey) -> list[Event]:
         """Close and merge whatever is ready in one series, in step order; the events."""
-        made = []
-        for step in pending.of_series(self._db, series):
-            event = self._close_step(step)
-            if event is not None:
-                made.append(event)
-                self._unsealed.add(step.series_id)
-                self._on_close(event)
+        made: list[Event] = []
+        page = pending.of_series(self._db, series)
+        while page:
+            for step in page:
+                with _logged("closing step %s of %s", step.key.step, series):
+                    event = self._close_step(step)
+                    if event is not None:
+                        made.append(event)
+                        self._unsealed.add(step.series_id)
+                        self._on_close(event)
+            page = pending.of_series(self._db, series, after=page[-1].key.step)
         return made
 
     def sweep(self, *, everything: bool = False) -> None:
@@ -185,8 +196,9 @@ class Closer:
     def housekeep(self) -> None:
         """Drop summaries of steps closed long ago, and segments that no row refers to."""
         now = self._clock()
-        while pending.drop_summaries(self._db, merged_before=now - SUMMARIES_KEPT_S):
-            pass
+        while not self._stopped.is_set():
+            if not pending.drop_summaries(self._db, merged_before=now - SUMMARIES_KEPT_S):
+                break
         if self._segments is not None:
             self._segments.sweep(lambda names: segments_in_use(self._db, names), now=now)
 
@@ -210,28 +222,30 @@ class Closer:
         return quiet_s > grace_s(starts, floor_s=floor_s, factor=self._settings.grace_factor)
 
     def _run(self) -> None:
-        next_sweep, next_housekeeping = 0.0, 0.0
-        first = True
+        next_sweep = next_repair = 0.0
         while True:
             with self._signal:
-                if not self._woken and not self._stopping:
+                if not self._woken and not self._stopped.is_set():
                     self._signal.wait(max(0.0, next_sweep - time.monotonic()))
-                if self._stopping:
+                if self._stopped.is_set():
                     return
                 woken, self._woken = self._woken, set()
             for series in sorted(woken):
                 with _logged("closing %s", series):
                     self.close_series(series)
             if time.monotonic() >= next_sweep:
-                housekeeping = time.monotonic() >= next_housekeeping
+                repair = time.monotonic() >= next_repair
                 with _logged("the sweep"):
-                    self.sweep(everything=first or housekeeping)
-                if housekeeping:
-                    with _logged("housekeeping"):
-                        self.housekeep()
-                    next_housekeeping = time.monotonic() + HOUSEKEEPING_S
-                first = False
+                    self.sweep(everything=repair)
+                    if repair:
+                        next_repair = time.monotonic() + HOUSEKEEPING_S
                 next_sweep = time.monotonic() + self._settings.sweep_interval_s
+
+    def _keep_house(self) -> None:
+        while not self._stopped.is_set():
+            with _logged("housekeeping"):
+                self.housekeep()
+            self._stopped.wait(HOUSEKEEPING_S)
 
 
 @contextlib.contextmanager
@@ -239,5 +253,6 @@ def _logged(what: str, *values: object) -> Iterator[None]:
     """Keep the thread alive: what failed stays pending and is tried again by the next sweep."""
     try:
         yield
-    except (sa.exc.SQLAlchemyError, OSError, ValueError, ArithmeticError, LookupError):
+    # A step that cannot be closed, for whatever reason, must not keep the others open.
+    except Exception:  # noqa: BLE001
         _log.exception("%s failed and will be tried again", what % values)

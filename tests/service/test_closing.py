@@ -143,6 +143,7 @@ def _pending(
         ({0: True, 1: False}, (), 2, None, 2, False),
         ({0: True, 1: True, 2: True}, (), 2, None, 3, True),  # one more than declared: counted, never above 1
         ({0: True, 1: True, 2: False}, (), 2, None, 3, False),
+        ({0: True}, (2, 3), 2, None, 2, False),  # ranks 2 and 3 came later and do not stand in for rank 1
     ],
 )
 def test_expected_ranks_and_completeness(
@@ -350,6 +351,29 @@ def test_closing_again_does_nothing(world: World) -> None:
     assert world.closer.close_series(world.series(stream="nowhere")) == []
 
 
+def test_more_steps_than_one_page_close_in_one_pass(world: World) -> None:
+    with world.db.write() as connection:
+        connection.execute(sa.update(schema.runs).values(world_size=2))
+    for step in range(260):
+        world.send(step, look=False)
+    assert world.closer.close_series(world.series()) == []
+    world.send(260, rank=1, look=False)
+    assert [event.step for event in world.closer.close_series(world.series())] == list(
+        range(259)
+    )  # rank 0 has not moved on from 259
+
+
+def test_a_step_that_cannot_be_closed_does_not_hold_up_the_others(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.send(0, look=False)
+    with world.db.write() as connection:
+        connection.execute(sa.update(schema.batch_summaries).values(summary=b"broken"))
+    world.send(1, look=False)
+    assert [event.step for event in world.closer.close_series(world.series())] == [1]
+    assert "closing step 0 of" in caplog.text
+
+
 def test_two_replicas_close_a_step_once(world: World) -> None:
     world.send(0, look=False)
     (step,) = pending.of_series(world.db, world.series())
@@ -407,7 +431,7 @@ def test_racing_closers_and_senders_lose_nothing(world: World) -> None:
 _ARRIVALS = [(step, rank, part) for step in range(2) for rank in range(3) for part in range(2)]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.permutations(_ARRIVALS))
 def test_the_merged_bytes_do_not_depend_on_the_order_of_arrival(
     tmp_path_factory: pytest.TempPathFactory, order: list[tuple[int, int, int]]

@@ -135,7 +135,7 @@ def _prepare_sqlite(engine: sa.Engine) -> None:
     def configure(connection: Any, _record: Any) -> None:
         # The driver's own transaction handling is switched off: BEGIN is ours, below.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-65536"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "cache_size=-16384"):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")

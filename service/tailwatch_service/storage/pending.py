@@ -68,8 +68,8 @@ class Merged:
     summary: bytes
 
 
-def of_series(db: Database, key: SeriesKey, *, limit: int = 256) -> list[PendingStep]:
-    """Pending steps of one series, ascending."""
+def of_series(db: Database, key: SeriesKey, *, after: int = -1, limit: int = 256) -> list[PendingStep]:
+    """Pending steps of one series above `after`, ascending; at most `limit`."""
     runs, ranks = schema.runs, schema.series_ranks
     with db.read() as connection:
         query = sa.select(_series.c.series_id, runs.c.world_size).join(runs).where(is_series(key))
@@ -77,7 +77,7 @@ def of_series(db: Database, key: SeriesKey, *, limit: int = 256) -> list[Pending
         if found is None:
             return []
         series_id, run_world_size = found
-        query_steps = sa.select(_steps).where(_steps.c.series_id == series_id, _pending)
+        query_steps = sa.select(_steps).where(_steps.c.series_id == series_id, _steps.c.step > after, _pending)
         rows = connection.execute(query_steps.order_by(_steps.c.step).limit(limit)).all()
         if not rows:
             return []
@@ -193,7 +193,7 @@ def commit(db: Database, step: PendingStep, merged: Merged, *, now: float) -> Ev
         )
 
 
-def drop_summaries(db: Database, *, merged_before: float, limit: int = 200) -> int:
+def drop_summaries(db: Database, *, merged_before: float, limit: int = 20) -> int:
     """Drop the batch summaries of steps that were merged before this moment; how many steps.
 
     Keys and digests stay; a batch that still arrives is merged into the step's own summary.
