@@ -124,7 +124,7 @@ def measure(cell: Cell, batch: Batch, *, connections: int, seconds: float) -> li
     command = [sys.executable, "-m", "tailwatch_service", "serve", "--port", str(port)]
     command += ["--data-dir", str(directory), "--keep-tokens", cell.keep_tokens, "--log-level", "warning"]
     # One client, far above any trainer's rate: the limit on requests a minute is not what is measured.
-    environment = os.environ | {"TAILWATCH_LIMITS_REQUESTS_PER_MINUTE": "1000000"}
+    environment = os.environ | {"TAILWATCH_LIMIT_REQUESTS_PER_MINUTE": "0"}
     service = subprocess.Popen(command, env=environment)
     try:
         run_id = _create_run(port)
