@@ -80,7 +80,7 @@ class Sender:
         self._session = session
         self._outbox = outbox
         self._open_transport = transport
-        self._transport: Transport | None = None
+        self._transport: Transport  # opened by `start`
         self._counters = counters
         self._guard = guard
         # Not the global generator: the trainer's random numbers are its own.
@@ -98,6 +98,8 @@ class Sender:
         if self._thread is None and self._starting.acquire(blocking=False):
             try:
                 if self._thread is None:
+                    # Here, not in the thread: what it imports cannot be imported once the interpreter is exiting.
+                    self._transport = self._open_transport()
                     thread = threading.Thread(target=self._run, name="tailwatch-sender", daemon=True)
                     thread.start()
                     self._thread = thread
@@ -122,8 +124,7 @@ class Sender:
                 with self._guard("sender"):
                     self._turn()
         finally:
-            if self._transport is not None:
-                self._transport.close()
+            self._transport.close()
 
     def _turn(self) -> None:
         """One item, or one wait for the next."""
@@ -280,8 +281,6 @@ class Sender:
     # --- answers -------------------------------------------------------------------------------------------------
 
     def _post(self, path: str, body: bytes, headers: Mapping[str, str]) -> Answer:
-        if self._transport is None:
-            self._transport = self._open_transport()
         timeout = self._settings.timeout
         if self._deadline is not None:
             timeout = max(0.05, min(timeout, self._deadline - time.monotonic()))

@@ -44,7 +44,7 @@ class Stats:
 
 
 class Counters:
-    """The counters behind `Stats`; several threads add to them."""
+    """The counters behind `Stats`; several threads add to them. A signal handler that records may cost a count."""
 
     def __init__(self) -> None:
         # Reentrant: a signal handler that records may interrupt its own thread in here.

@@ -66,7 +66,11 @@ class HttpTransport:
         self._headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         if api_key is not None:
             self._headers["Authorization"] = f"Bearer {api_key}"
-        self._pool: httpx.HTTPTransport | None = None
+        # The system's certificates (and SSL_CERT_FILE), so that a company's own authority is known.
+        https = url.startswith("https:")
+        context = ssl.create_default_context() if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30.0)
+        self._pool = httpx.HTTPTransport(verify=context, trust_env=False, limits=limits)
 
     def post(self, path: str, *, body: bytes, headers: Mapping[str, str], timeout: float) -> Answer:
         """As `Transport.post`."""
@@ -79,7 +83,7 @@ class HttpTransport:
                 content=_Chunks(body),
                 extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), timeout)},
             )
-            response = self._open().handle_request(request)
+            response = self._pool.handle_request(request)
             try:
                 return _read(response, deadline)
             finally:
@@ -89,17 +93,7 @@ class HttpTransport:
 
     def close(self) -> None:
         """As `Transport.close`."""
-        if self._pool is not None:
-            self._pool.close()
-
-    def _open(self) -> httpx.HTTPTransport:
-        if self._pool is None:
-            # The system's certificates (and SSL_CERT_FILE), so that a company's own authority is known.
-            https = self._url.startswith("https:")
-            context = ssl.create_default_context() if https else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            limits = httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=30.0)
-            self._pool = httpx.HTTPTransport(verify=context, trust_env=False, limits=limits)
-        return self._pool
+        self._pool.close()
 
 
 class _Chunks(httpx.SyncByteStream):

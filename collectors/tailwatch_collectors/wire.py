@@ -64,19 +64,19 @@ class Decoded:
 
 def encode(batch: Batch, *, compression: Compression | None = None) -> bytes:
     """The batch as an Arrow IPC stream."""
-    offsets = pa.array(batch.offsets_B1.astype(np.int32))
+    offsets = _to_arrow(batch.offsets_B1.astype(np.int32))
     columns: dict[str, pa.Array] = {}
     for name in (*TOKEN_DTYPES, *(n for n in SEQUENCE_DTYPES if n not in TOKEN_DTYPES)):
         per_token = getattr(batch, f"{name}_N", None)
         per_sequence = getattr(batch, f"{name}_B", None)
         if per_token is not None:
-            columns[name] = pa.ListArray.from_arrays(offsets, pa.array(per_token))
+            columns[name] = pa.ListArray.from_arrays(offsets, _to_arrow(per_token))
         elif per_sequence is not None:
-            columns[name] = pa.array(per_sequence)
+            columns[name] = _to_arrow(per_sequence)
     for name in STRING_COLUMNS:
         values = getattr(batch, name)
         if values is not None:
-            columns[name] = pa.array(values, pa.string())
+            columns[name] = _strings_to_arrow(values)
     table = pa.record_batch(columns).replace_schema_metadata(_meta_to_wire(batch.meta))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
@@ -181,6 +181,25 @@ class _Ragged:
 
 
 _Column = _Ragged | NDArray[Any] | tuple[str, ...]
+
+
+def _to_arrow(values: NDArray[Any]) -> pa.Array:
+    """An array's own memory as Arrow.
+
+    `pa.array` would import pandas wherever it is installed: most of a second inside the trainer, and an error at exit.
+    """
+    kind = _ARROW_TYPES[values.dtype.type]
+    memory = np.packbits(values, bitorder="little") if kind == pa.bool_() else np.ascontiguousarray(values)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(memory)])
+
+
+def _strings_to_arrow(values: tuple[str, ...]) -> pa.Array:
+    """Strings as Arrow; without `pa.array`, as `_to_arrow`."""
+    encoded = [value.encode() for value in values]
+    offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+    return pa.Array.from_buffers(
+        pa.string(), len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+    )
 
 
 def _known(name: str) -> bool:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
 import tailwatch_collectors
 from tailwatch_collectors import transport
+
+if TYPE_CHECKING:
+    from tests.collectors.conftest import FakeService
 
 HEAVY = ("torch", "polars", "fastapi", "pandas", "numba", "plotly", "sqlalchemy")
 
@@ -25,10 +29,23 @@ def test_import_loads_nothing_heavy() -> None:
     assert loaded.isdisjoint({*HEAVY, "numpy", "pyarrow", "httpx", "asyncio"})
 
 
-def test_connect_loads_no_framework() -> None:
-    loaded = _loaded(
-        "import tailwatch_collectors\ntailwatch_collectors.connect(project='p', run='r', url='http://127.0.0.1:9').close(0)"
-    )
+RECORD = """
+import sys
+
+import numpy as np
+import tailwatch_collectors as tailwatch
+
+collector = tailwatch.connect(project="p", run="r", url=URL, session="s", world_size=1)
+x = np.full((2, 3), -1.0, np.float32)
+collector.record(step=0, infer_logprobs=x, train_logprobs=x, mask=x < 0, reward=[1, 2], source=["a", "b"])
+assert collector.flush(60)
+assert collector.stats.sent == 1
+collector.close()
+"""
+
+
+def test_recording_loads_no_framework(service: FakeService) -> None:
+    loaded = _loaded(f"URL = {service.url!r}\n{RECORD}")
 
     assert loaded.isdisjoint(HEAVY)
     assert {"numpy", "pyarrow", "httpx"} <= loaded
