@@ -7,7 +7,7 @@ import statistics
 
 import polars as pl
 
-from tailwatch_dashboards.types import Baseline
+from tailwatch_dashboards.types import Baseline, Limits
 
 FIRST_STEP, LAST_STEP = 20, 70
 """The window: after the first steps, which are not steady, and before a run has had time to go wrong."""
@@ -19,23 +19,25 @@ FEWEST = 5
 """Fewer steps than this are no baseline."""
 
 
-def baseline(table: pl.DataFrame) -> Baseline | None:
+def baseline(table: pl.DataFrame, *, limits: Limits) -> Baseline | None:
     """Median and median absolute deviation (MAD, unscaled) per metric over steps 20-70, counted from the
-    run's first step; over its earliest 20 steps while the window has fewer than 20.
+    run's first.
+
+    Steps whose kl_k3 is over the class's watch line are left out: a run is not compared with its own illness.
+    While the window has fewer than 20 quiet steps the earliest 20 quiet ones stand in, and where there are
+    not even 5 of those, the first 5 as they are.
 
     Args:
         table: column `step` ascending and Float64 metric columns, null where missing; not downsampled at its
             start.
+        limits: the lines of the run's class.
 
     Returns:
         None where fewer than 5 steps exist.
     """
     if table.height < FEWEST:
         return None
-    start = int(table["step"][0])
-    window = table.filter(pl.col("step").is_between(start + FIRST_STEP, start + LAST_STEP))
-    if window.height < ENOUGH:
-        window = table.head(ENOUGH)
+    window = _window(table, limits=limits)
     median, mad = {}, {}
     for name in window.columns:
         values = [value for value in window[name].to_list() if value is not None]
@@ -43,10 +45,18 @@ def baseline(table: pl.DataFrame) -> Baseline | None:
             continue
         median[name] = statistics.median(values)
         mad[name] = statistics.median(abs(value - median[name]) for value in values)
-    return Baseline(
-        first_step=int(window["step"][0]),
-        last_step=int(window["step"][-1]),
-        steps=window.height,
-        median=median,
-        mad=mad,
-    )
+    steps = [int(step) for step in window["step"]]
+    return Baseline(steps=tuple(steps), median=median, mad=mad)
+
+
+def _window(table: pl.DataFrame, *, limits: Limits) -> pl.DataFrame:
+    """The steps a baseline stands on."""
+    quiet = table
+    if limits.k3_watch is not None and "kl_k3" in table.columns:
+        quiet = table.filter(pl.col("kl_k3").is_null() | (pl.col("kl_k3") <= limits.k3_watch))
+    start = int(table["step"][0])
+    window = quiet.filter(pl.col("step").is_between(start + FIRST_STEP, start + LAST_STEP))
+    if window.height >= ENOUGH:
+        return window
+    earliest = quiet.head(ENOUGH)
+    return earliest if earliest.height >= FEWEST else table.head(FEWEST)

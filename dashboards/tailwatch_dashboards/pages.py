@@ -60,6 +60,9 @@ EVENT_WORDS = {
 }
 
 
+_ROUTINE = frozenset({"step_closed", "step_revised", "heartbeat", "scalars"})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualityRow:
     """One validity counter, ready to print."""
@@ -68,11 +71,8 @@ class QualityRow:
     title: str
     text: str
     finding: bool
-
-    @property
-    def word(self) -> str:
-        """Whether it is a finding, in a word."""
-        return "look" if self.finding else ""
+    clear: bool
+    """A check that found nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,7 +280,7 @@ def _section_values(view: RunView, reading: Verdict, *, now: float) -> dict[str,
         "stale_after": STALE_AFTER,
         "quality": quality(view),
         "missing": _missing(view),
-        "events": [_listed_event(event) for event in _notable(view.events)],
+        "events": _listed_events(view.events),
         "config": [(name, _plain(value)) for name, value in view.config.items() if value is not None],
         "now": now,
     }
@@ -293,12 +293,12 @@ def _definitions(view: RunView) -> list[MetricText]:
 
 
 def _quality_row(text: MetricText, value: float, *, tokens: int) -> QualityRow:
-    counter = text.unit in {"tokens", "sequences", "count"}
-    shown = fmt.count(value) if counter else fmt.number(value)
-    if text.unit == "tokens" and value > 0 and tokens > 0:
+    check = text.harm == "higher"
+    shown = fmt.count(value) if text.unit in {"tokens", "sequences"} else fmt.number(value)
+    if check and text.unit == "tokens" and value > 0 and tokens > 0:
         shown = f"{shown} ({fmt.number(100 * value / tokens)} %)"
     return QualityRow(
-        metric=text.name, title=text.title, text=shown, finding=counter and text.harm == "higher" and value > 0
+        metric=text.name, title=text.title, text=shown, finding=check and value > 0, clear=check and value == 0
     )
 
 
@@ -306,15 +306,19 @@ def _missing(view: RunView) -> list[tuple[str, str]]:
     return sorted(view.chosen.missing.items()) if view.chosen else []
 
 
-def _notable(events: Sequence[EventMark]) -> list[EventMark]:
-    """The latest events worth a line, newest first."""
-    routine = {"step_closed", "step_revised", "heartbeat", "scalars"}
-    return [event for event in reversed(events) if event.kind not in routine][:MAX_EVENTS]
-
-
-def _listed_event(event: EventMark) -> dict[str, Any]:
-    word = EVENT_WORDS.get(event.kind, event.kind.replace("_", " "))
-    return {"word": word, "text": event.text, "step": event.step, "at": event.at}
+def _listed_events(events: Sequence[EventMark]) -> list[dict[str, Any]]:
+    """The latest events worth a line, newest first; what comes often is one line with its count."""
+    often = Counter(event.kind for event in events if event.kind in axes.RUG_KINDS)
+    listed: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for event in reversed(events):
+        if event.kind in _ROUTINE or (event.kind in often and event.kind in seen):
+            continue
+        seen.add(event.kind)
+        word = EVENT_WORDS.get(event.kind, event.kind.replace("_", " "))
+        count = f"{often[event.kind]} times, last: " if often[event.kind] > 1 else ""
+        listed.append({"word": word, "text": count + event.text, "step": event.step, "at": event.at})
+    return listed[:MAX_EVENTS]
 
 
 def _lag(view: RunView) -> str:

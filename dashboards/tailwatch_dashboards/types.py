@@ -72,18 +72,20 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Baseline:
-    """The run's own past: median and median absolute deviation of each metric over its first steady steps."""
+    """The run's own past: median and median absolute deviation of each metric over its first quiet steps."""
 
-    first_step: int
-    last_step: int
-    steps: int
+    steps: tuple[int, ...]
+    """The steps it stands on, ascending."""
     median: Mapping[str, float]
     mad: Mapping[str, float]
 
     @property
     def label(self) -> str:
         """The steps it stands on, for captions."""
-        return f"steps {self.first_step}–{self.last_step}"
+        first, last = self.steps[0], self.steps[-1]
+        if len(self.steps) == last - first + 1:
+            return f"steps {first}–{last}"
+        return f"{len(self.steps)} quiet steps of {first}–{last}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

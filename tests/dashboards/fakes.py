@@ -181,7 +181,8 @@ def run_view(
         EventMark(kind="weight_sync", at=NOW - 2 * (steps - step), step=step, text=f"version {step}")
         for step in range(0, steps, 16)
     ]
-    past = baseline(table)
+    limits = limits_for(precision=precision, model_class="dense")
+    past = baseline(table, limits=limits)
     scale = scale_of(kind, shown) if shown is not None else 0.0
     view = RunView(
         run_id="r-" + kind,
@@ -199,7 +200,7 @@ def run_view(
             "temperature": 1.0,
             "staleness_bound": 16,
         },
-        limits=limits_for(precision=precision, model_class="dense"),
+        limits=limits,
         series=table,
         recent=table.tail(400),
         baseline=past,

@@ -102,7 +102,8 @@ def band(
 
 
 def step_axis(figure: go.Figure, table: pl.DataFrame) -> None:
-    """The shared step axis: whole steps, the same range in every chart, no padding."""
+    """The shared step axis: whole steps, the same range in every chart, no padding. The page keeps the zoom, along this
+    axis only, so nothing is left to Plotly's own memory of what the visitor did."""
     steps = table["step"].to_list()
     first, last = (steps[0], steps[-1]) if steps else (0, 1)
     if first == last:
@@ -110,6 +111,8 @@ def step_axis(figure: go.Figure, table: pl.DataFrame) -> None:
             title_text="training step", range=[first - 1, last + 1], tickvals=[first], ticktext=[str(first)]
         )
         return
+    figure.update_layout(uirevision=None)
+    figure.update_yaxes(fixedrange=True)
     figure.update_xaxes(
         title_text="training step",
         range=[first, last],
@@ -152,7 +155,7 @@ def _mark(step: int, *, rug: bool, palette: Palette) -> dict[str, Any]:
         "y0": 0,
         "y1": 0.03 if rug else 1,
         "line": line,
-        "layer": "below",
+        "layer": "between",
     }
 
 
@@ -177,7 +180,7 @@ def baseline_band(figure: go.Figure, baseline: Baseline | None, *, metric: str, 
         "y1": high,
         "line": {"width": 0},
         "fillcolor": fade(palette.baseline, 0.16),
-        "layer": "below",
+        "layer": "between",
     }
     figure.add_shape(shape)
     figure.add_trace(legend_swatch(f"baseline ± MAD ({baseline.label})", fade(palette.baseline, 0.35)))
@@ -190,7 +193,7 @@ def legend_swatch(name: str, colour: str) -> go.Scatter:
 
 
 def limit_line(figure: go.Figure, value: float | None, *, text: str, colour: str) -> None:
-    """A dashed line at a limit, labelled at its left end, where a run begins and is usually far from it."""
+    """A dashed line at a limit, labelled at its right end."""
     if value is None:
         return
     figure.add_shape(
@@ -203,15 +206,15 @@ def limit_line(figure: go.Figure, value: float | None, *, text: str, colour: str
             "y0": value,
             "y1": value,
             "line": {"color": colour, "width": 1, "dash": "dash"},
-            "layer": "below",
+            "layer": "above",
         }
     )
     logarithmic = figure.layout.yaxis.type == "log"
     y = math.log10(value) if logarithmic else value
     figure.add_annotation(
-        x=0.005,
+        x=1,
         xref="paper",
-        xanchor="left",
+        xanchor="right",
         y=y,
         yref="y",
         yanchor="bottom",

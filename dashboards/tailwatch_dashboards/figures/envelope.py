@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import plotly.graph_objects as go
 import polars as pl
 
@@ -12,8 +10,8 @@ from tailwatch_dashboards.figures import axes
 from tailwatch_dashboards.template import PALETTES, fade
 from tailwatch_dashboards.types import Theme
 
-FEW_TOKENS = 50
-"""A bin with fewer tokens has no P2 and P98 worth a mark: its point is hollow."""
+FEW_TOKENS = 20
+"""A bin with fewer tokens has no P2 and P98 to speak of: it shows its median alone, as a hollow point."""
 
 
 def envelope(
@@ -28,8 +26,13 @@ def envelope(
         reach: (lowest, highest) d the axis must hold, so that playing through the steps does not rescale it.
     """
     figure, palette = axes.new_figure(theme), PALETTES[theme]
-    quantiles = {name: axes.column(bins, name) for name in ("p2", "p50", "p98")}
+    quantiles = _quantiles(bins)
     present = [value for column in quantiles.values() for value in column if value is not None]
+    lone = [
+        value if count < FEW_TOKENS else None
+        for value, count in zip(axes.column(bins, "p50"), bins["tokens"], strict=True)
+    ]
+    present += [value for value in lone if value is not None]
     if not present:
         axes.note(figure, "No tokens in any probability bin at this step", theme=theme)
         return figure
@@ -38,11 +41,8 @@ def envelope(
     positions = list(range(bins.height))
     placed = {name: [axes.arcsinh(value) for value in column] for name, column in quantiles.items()}
     figure.add_trace(axes.band(positions, placed["p2"], placed["p98"], name="P2–P98", colour=fade(palette.first, 0.22)))
-    tokens = bins["tokens"].to_list()
-    symbols = ["circle-open" if count is not None and count < FEW_TOKENS else "circle" for count in tokens]
     for name, title in (("p98", "P98"), ("p50", "median"), ("p2", "P2")):
         middle = name == "p50"
-        marker: dict[str, Any] = {"color": palette.first, "size": 6 if middle else 4, "symbol": symbols}
         figure.add_trace(
             go.Scatter(
                 x=positions,
@@ -50,13 +50,25 @@ def envelope(
                 customdata=[fmt.number(value) for value in quantiles[name]],
                 mode="lines+markers",
                 line={"color": palette.first, "width": 2 if middle else 1},
-                marker=marker,
+                marker={"color": palette.first, "size": 5 if middle else 3},
                 name=title,
                 hovertemplate=f"{title}  %{{customdata}}<extra></extra>",
                 showlegend=middle,
                 connectgaps=False,
             )
         )
+    figure.add_trace(
+        go.Scatter(
+            x=positions,
+            y=[axes.arcsinh(value) for value in lone],
+            customdata=[fmt.number(value) for value in lone],
+            mode="markers",
+            marker={"symbol": "circle-open", "size": 6, "color": palette.first},
+            name=f"median of fewer than {FEW_TOKENS} tokens",
+            hovertemplate="median  %{customdata}<extra></extra>",
+            showlegend=any(value is not None for value in lone),
+        )
+    )
     _hover_counts(figure, bins)
     low, high = reach or (0.0, 0.0)
     figure.update_yaxes(
@@ -66,10 +78,17 @@ def envelope(
     return figure
 
 
+def _quantiles(bins: pl.DataFrame) -> dict[str, axes.Column]:
+    """P2, P50 and P98 of the bins that hold enough tokens; None for the others."""
+    thick = bins.with_columns(pl.when(pl.col("tokens") >= FEW_TOKENS).then(pl.col("p2", "p50", "p98")))
+    return {name: axes.column(thick, name) for name in ("p2", "p50", "p98")}
+
+
 def _baseline_envelope(figure: go.Figure, baseline: pl.DataFrame, *, theme: Theme) -> list[float]:
     """The baseline's band in grey; what it drew, for the axis range."""
     colour = PALETTES[theme].baseline
-    low, high = axes.column(baseline, "p2"), axes.column(baseline, "p98")
+    quantiles = _quantiles(baseline)
+    low, high = quantiles["p2"], quantiles["p98"]
     placed = [[axes.arcsinh(value) for value in column] for column in (low, high)]
     positions = list(range(baseline.height))
     figure.add_trace(axes.band(positions, placed[0], placed[1], name="baseline P2–P98", colour=fade(colour, 0.2)))

@@ -117,7 +117,7 @@ def _two_fold(figure: go.Figure, colour: str) -> None:
             "y0": 0,
             "y1": 1,
             "line": {"color": colour, "width": 1, "dash": "dot"},
-            "layer": "below",
+            "layer": "between",
         }
     )
     figure.add_annotation(

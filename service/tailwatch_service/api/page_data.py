@@ -66,6 +66,7 @@ MARKED_KINDS = (
 """Kinds looked for further back than the newest events."""
 
 _CHART_METRICS = tuple(dict.fromkeys((*pages.SERIES_COLUMNS, *VERDICT_METRICS)))
+_NOT_SAID = frozenset({"idempotency_key"})
 _LOG_RATIO_LIMIT = 690.0
 """Beyond e^690 a ratio has no float64."""
 
@@ -144,7 +145,9 @@ def _row(db: Database, run: Run) -> RunRow:
     extent = steps.extent(db, run.run_id)
     limits = limits_for(precision=run.spec.precision, model_class=run.spec.model_class)
     table = _empty() if extent is None else _table(db, run, VERDICT_METRICS, from_step=extent.last - LISTED_STEPS + 1)
-    past = None if extent is None else baseline(_table(db, run, VERDICT_METRICS, to_step=extent.first + LAST_STEP))
+    past = None
+    if extent is not None:
+        past = baseline(_table(db, run, VERDICT_METRICS, to_step=extent.first + LAST_STEP), limits=limits)
     return RunRow(
         run_id=run.run_id,
         project=run.spec.project,
@@ -170,6 +173,7 @@ def _run_charts(db: Database, run: Run, *, full: bool) -> RunView:
         recent = _table(db, run, VERDICT_METRICS, from_step=extent.last - RECENT_STEPS + 1)
         start = _table(db, run, _CHART_METRICS, to_step=extent.first + LAST_STEP)
     latest = steps.latest(db, run.run_id)
+    limits = limits_for(precision=run.spec.precision, model_class=run.spec.model_class)
     return RunView(
         run_id=run.run_id,
         project=run.spec.project,
@@ -180,10 +184,10 @@ def _run_charts(db: Database, run: Run, *, full: bool) -> RunView:
         last_seen_at=run.last_seen_at,
         last_step=None if extent is None else extent.last,
         config=_config(run),
-        limits=limits_for(precision=run.spec.precision, model_class=run.spec.model_class),
+        limits=limits,
         series=drawn,
         recent=recent,
-        baseline=baseline(start),
+        baseline=baseline(start, limits=limits),
         latest=_facts(latest) if latest else None,
         chosen=None,
         envelope=None,
@@ -250,13 +254,13 @@ def _baseline_envelope(db: Database, run: Run, past: Baseline | None) -> pl.Data
     """The envelope of the baseline's steps, merged."""
     if past is None:
         return None
-    key = (run.run_id, run.attempt, past.first_step, past.last_step, past.steps)
+    key = (run.run_id, run.attempt, past.steps)
     return _baseline_envelopes.get(key, lambda: _merged_envelope(db, run, past))
 
 
 def _merged_envelope(db: Database, run: Run, past: Baseline) -> pl.DataFrame | None:
-    wanted = np.unique(np.linspace(past.first_step, past.last_step, BASELINE_SUMMARIES).round().astype(int))
-    found = (steps.get(db, run.run_id, step=int(step)) for step in wanted)
+    spread = np.unique(np.linspace(0, len(past.steps) - 1, BASELINE_SUMMARIES).round().astype(int))
+    found = (steps.get(db, run.run_id, step=past.steps[index]) for index in spread)
     summaries = [from_bytes(record.summary) for record in found if record is not None and record.summary]
     return _envelope_table(merge(summaries)) if summaries else None
 
@@ -297,7 +301,10 @@ def _events(db: Database, run: Run) -> tuple[EventMark, ...]:
 
 def _event_text(payload: Mapping[str, Any]) -> str:
     """The payload of an event on one line."""
-    return ", ".join(f"{key} {value}" for key, value in payload.items() if isinstance(value, str | int | float))[:200]
+    said = (
+        (key, value) for key, value in payload.items() if key not in _NOT_SAID and isinstance(value, str | int | float)
+    )
+    return ", ".join(f"{key} {value}" for key, value in said)[:200]
 
 
 def _config(run: Run) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 // Plotly on the page: figures come ready from the service and are only shown here. What this file adds is what ties the charts
 // together: one step axis (zoom in one zooms all), one cursor, one mark at the chosen step.
-const CONFIG = {
-  responsive: true,
-  displaylogo: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "toImage"],
-  doubleClick: "reset",
-};
+// Buttons are named one by one: the library's own set has one that sends data to a cloud.
+const COMMON = { responsive: true, displaylogo: false, showTips: false };
+const CONFIG = { ...COMMON, doubleClick: "reset", modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] };
+const whole = { name: "whole run", title: "Whole run", icon: window.Plotly?.Icons.home, click: () => zoomTo(null) };
+const STEP_CONFIG = { ...COMMON, doubleClick: false, modeBarButtons: [["zoom2d", "pan2d", whole]] };
 const STEP_FIGURES = ["quantiles", "kl"];
 const NARROW = 560;
+const CLICK_MS = 320;
 
 const plot = (name) => document.getElementById(`plot-${name}`);
 const frame = (name) => plot(name).parentElement;
@@ -15,6 +15,7 @@ let chosen = null;
 let onStep = () => {};
 let onZoom = () => {};
 let zoom = null;
+let extent = null;
 let syncing = false;
 const stamps = new Map();
 
@@ -31,8 +32,10 @@ export async function draw(name, figure) {
   stamps.set(name, text);
   const layout = figure.layout;
   if (plot(name).clientWidth < NARROW) narrow(layout);
-  if (STEP_FIGURES.includes(name) && zoom && layout.xaxis) layout.xaxis = { ...layout.xaxis, range: zoom };
-  await Plotly.react(plot(name), figure.data, layout, CONFIG);
+  const steps = STEP_FIGURES.includes(name);
+  if (steps) extent = layout.xaxis?.range ?? extent;
+  if (steps && zoom && layout.xaxis) layout.xaxis = { ...layout.xaxis, range: zoom };
+  await Plotly.react(plot(name), figure.data, layout, steps ? STEP_CONFIG : CONFIG);
   frame(name).classList.add("ready");
   legend(name, figure.data);
   if (first) wire(name);
@@ -81,24 +84,39 @@ function wire(name) {
   if (!STEP_FIGURES.includes(name)) return;
   element.on("plotly_hover", (event) => cursor(event.xvals?.[0] ?? event.points[0].x));
   element.on("plotly_unhover", () => cursor(null));
-  element.on("plotly_click", (event) => onStep(event.points[0].x));
-  element.on("plotly_relayout", (change) => followZoom(name, change));
+  // A double click resets the zoom; neither of its clicks may choose a step.
+  let pending = 0;
+  let doubled = -Infinity;
+  element.on("plotly_click", (event) => {
+    clearTimeout(pending);
+    if (performance.now() - doubled < CLICK_MS) return;
+    pending = setTimeout(() => onStep(event.points[0].x), CLICK_MS);
+  });
+  element.on("plotly_doubleclick", () => {
+    clearTimeout(pending);
+    doubled = performance.now();
+    zoomTo(null);
+  });
+  element.on("plotly_relayout", followZoom);
   element.on("plotly_afterplot", () => mark(name));
 }
 
-async function followZoom(name, change) {
-  if (syncing || !Object.keys(change).some((key) => key.startsWith("xaxis.range") || key === "xaxis.autorange")) return;
+function followZoom(change) {
+  const low = change["xaxis.range[0]"] ?? change["xaxis.range"]?.[0];
+  const high = change["xaxis.range[1]"] ?? change["xaxis.range"]?.[1];
+  if (!syncing && low !== undefined && high !== undefined) zoomTo([low, high]);
+}
+
+// One range for all charts over steps; null is the whole run, which also follows it as it grows.
+async function zoomTo(range) {
   syncing = true;
-  const full = plot(name)._fullLayout.xaxis;
-  const whole = full._rangeInitial0 === full.range[0] && full._rangeInitial1 === full.range[1];
-  const range = [...full.range];
-  zoom = whole ? null : range;
-  onZoom(zoom);
-  for (const other of STEP_FIGURES) {
-    if (other !== name && plot(other)._fullLayout?.xaxis) await Plotly.relayout(plot(other), { "xaxis.range": range });
+  zoom = range;
+  onZoom(range);
+  for (const name of STEP_FIGURES) {
+    if (plot(name)._fullLayout?.xaxis) await Plotly.relayout(plot(name), { "xaxis.range": [...(range ?? extent)] });
   }
   syncing = false;
-  for (const each of STEP_FIGURES) mark(each);
+  for (const name of STEP_FIGURES) mark(name);
 }
 
 // Lines over the plot are our own elements: moving them costs no redraw.

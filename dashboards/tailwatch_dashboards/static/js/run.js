@@ -5,7 +5,7 @@ import { startLive } from "./live.js";
 import { morph } from "./morph.js";
 import { startPlayer } from "./player.js";
 import { startPopovers } from "./popover.js";
-import { setStatus } from "./status.js";
+import { repaint, setStatus } from "./status.js";
 import { startThemeSwitch, theme } from "./theme-switch.js";
 
 const GAP_MS = 500;
@@ -43,6 +43,7 @@ async function apply(view) {
   for (const [name, href] of Object.entries(view.links.csv)) document.querySelector(`[data-csv="${name}"]`).href = href;
   for (const [name, href] of Object.entries(view.links.calls)) document.querySelector(`[data-call="${name}"]`).href = href;
   tick();
+  repaint();
   if (view.last_step === null) return;
   if (view.steps) player.update(view.steps, view.step);
   for (const [name, figure] of Object.entries(view.figures)) await draw(name, figure);
