@@ -176,7 +176,7 @@ def _length_scaling(S: NDArray[Any], T: NDArray[np.int64], bias: Any, a: Arithme
     for bucket in np.unique(buckets):
         inside = buckets == bucket
         square = _mean(R[inside] ** 2)
-        if inside.sum() >= 8 and square > 1e-9 * _mean(S[inside] ** 2):
+        if inside.sum() >= 8 and square > 1e-12 * _mean(S[inside] ** 2):
             points.append((float(inside.sum()), _mean(a.log(a.number(T[inside].astype(np.float64)))), a.log(square)))
     if len(points) < 3:
         return None, None

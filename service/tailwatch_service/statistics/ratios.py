@@ -8,6 +8,9 @@ from tailwatch_collectors.summary import Summary, schema
 from tailwatch_service.statistics.quantiles import QUANTILES, grid_quantile
 from tailwatch_service.statistics.values import NO_TOKENS, Value, finite, ratio, token_mean
 
+_ROUNDING = 1e-13
+"""A relative spread below this is what rounding leaves of equal values."""
+
 
 def ratios(summary: Summary) -> dict[str, Value]:
     """Metrics of the log ratio and of the ratio."""
@@ -50,9 +53,14 @@ def _probabilities(summary: Summary) -> dict[str, Value]:
     """Of p = e^pi and q = e^mu (verl's debug metrics)."""
     tokens = summary.tokens
     probs = summary.probs
-    spread = math.sqrt(float(probs.m2_x)) * math.sqrt(float(probs.m2_y))
+    varies = all(
+        float(m2) > int(probs.n) * (_ROUNDING * float(mean)) ** 2
+        for m2, mean in ((probs.m2_x, probs.mean_x), (probs.m2_y, probs.mean_y))
+    )
     high = float(summary.maxima[schema.MAXIMA.index("prob_diff_abs")])
-    correlation = finite(float(probs.c_xy) / spread) if spread > 0 else "the probabilities do not vary"
+    correlation: Value = "the probabilities do not vary"
+    if varies:
+        correlation = finite(float(probs.c_xy) / math.sqrt(float(probs.m2_x)) / math.sqrt(float(probs.m2_y)))
     return {
         "prob_diff_abs_mean": float(summary.prob_diff.mean) if tokens else NO_TOKENS,
         "prob_diff_abs_max": high if tokens else NO_TOKENS,

@@ -206,7 +206,7 @@ _TAILS = (
     Metric(name="tail_weight", title="Tail weight", unit="1", family="tails",
            formula=r"\overline{\tfrac{2}{\pi}\,\mathrm{Var}_b[d]/(\mathbb{E}_b|d-\mathrm{med}_b|)^2}",
            description="Within bins of inference probability: 1 for Gaussian noise of any size or offset, more for heavier tails.",
-           harm="higher", healthy="1 to 2", missing_when="no probability bin with 200 tokens that differ"),
+           harm="higher", healthy="1 to 2", missing_when="no probability bin with 200 tokens whose spread the grid resolves (1.6 % of d's own size)"),
     Metric(name="tail_weight_scalar", title="Tail weight from scalars", unit="1", family="tails",
            formula=r"2\,\mathrm{k3}/(\mathbb{E}|d|/0.798)^2",
            description="The same idea from two scalars that other tools log; mixes spread over probabilities with tails. "
@@ -267,7 +267,7 @@ _SEQUENCES = (
     Metric(name="length_scaling", title="Length scaling", unit="1", family="sequences",
            formula=r"\mathrm{slope}\ \log\mathbb{E}[(S - T\bar d)^2]\ \text{on}\ \log T",
            description="1: noise independent between tokens; 2: each sequence carries an offset of its own.",
-           healthy="about 1", missing_when="under 3 length buckets with 8 sequences that differ"),
+           healthy="about 1", missing_when="under 3 length buckets with 8 sequences that differ by more than rounding"),
     Metric(name="length_scaling_se", title="Standard error of length scaling", unit="1", family="sequences",
            formula=r"\sqrt{2/\sum_b n_b (x_b - \bar x)^2}", description="From the chi-squared noise of each bucket's mean square.",
            missing_when="as length_scaling"),

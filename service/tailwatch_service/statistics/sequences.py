@@ -18,6 +18,7 @@ from tailwatch_service.statistics.values import (
 
 _MIN_BUCKET = 8
 _MIN_BUCKETS = 3
+_ROUNDING = 1e-12
 
 
 def sequences(summary: Summary) -> dict[str, Value]:
@@ -68,7 +69,8 @@ def _length_scaling(summary: Summary) -> tuple[Value, Value]:
     n = summary.length_counts[enough].astype(np.float64)
     mean = float(summary.log_ratio.mean)
     squares = column["SS"] - 2 * mean * column["ST"] + mean * mean * column["TT"]
-    usable = squares > 0
+    # The bias is subtracted from sums of squares: below 1e-12 of them nothing but rounding is left.
+    usable = squares > _ROUNDING * column["SS"]
     if int(usable.sum()) < _MIN_BUCKETS:
         reason = f"{int(usable.sum())} length buckets with {_MIN_BUCKET} sequences that differ, needs {_MIN_BUCKETS}"
         return reason, reason

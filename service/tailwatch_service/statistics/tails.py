@@ -16,14 +16,15 @@ from tailwatch_collectors.summary.grid import Grid, cell_count, cell_edges, cell
 from tailwatch_service.statistics.values import NO_TOKENS, Value, finite, token_mean
 
 Float64Array = NDArray[np.float64]
+Int64Array = NDArray[np.int64]
 
 _MIN_TOKENS = 100
 _MIN_DISTINCT = 10
 _MIN_BIN_TOKENS = 200
 _PRIOR_STRENGTH = 10
 _PRIOR_SHAPE = 0.5
-_LARGEST_LOG = 690.0
-"""Exceedances above e^690 times the threshold count as that: k-hat is far beyond 1 either way."""
+_LARGEST_LOG = 600.0
+"""Exceedances above e^600 times the threshold count as that: k-hat is far beyond 1 either way, and products fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +115,24 @@ def _exceedances(summary: Summary, side: str) -> tuple[Float64Array, float] | st
     wanted = math.ceil(min(0.2 * tokens, 3 * math.sqrt(tokens)))
     from_top = np.cumsum(counts[::-1])[::-1]
     first = int(np.flatnonzero(from_top >= wanted + 1)[-1])  # the cell of the (M+1)-th
-    distinct = len(keys) - 1 - first + (1 if counts[first] > 1 else 0)
+    taken = counts[first:].copy()
+    taken[0] -= from_top[first] - (wanted + 1)
     if keys[first] == zero:
         return "the threshold is at 0: too few tokens differ"
+    distinct = len(taken) - 1 + int(taken[0] > 1)
     if distinct < _MIN_DISTINCT:
         return f"{distinct} distinct exceedances, needs {_MIN_DISTINCT}"
-    spread = [_spread(float(low[i]), float(min(high[i], limit)), int(counts[i])) for i in range(first, len(keys))]
-    values = np.concatenate(spread)[-(wanted + 1) :]
+    values = _spread(low[first:], np.minimum(high[first:], limit), counts[first:], taken)
     return values[1:], float(values[0])
 
 
-def _spread(low: float, high: float, count: int) -> Float64Array:
-    """`count` values evenly inside (low, high); an unbounded end holds them at the other."""
-    low = high if math.isinf(low) else low
-    return low + (high - low) * (np.arange(count) + 0.5) / count
+def _spread(low: Float64Array, high: Float64Array, counts: Int64Array, taken: Int64Array) -> Float64Array:
+    """The `taken` largest values of each cell, with its `counts` evenly inside (low, high), ascending."""
+    low = np.where(np.isinf(low), high, low)  # an unbounded end holds its values at the other
+    starts = np.cumsum(taken) - taken
+    rank = np.arange(int(taken.sum())) + np.repeat(counts - taken - starts, taken)
+    values: Float64Array = np.repeat(low, taken) + np.repeat((high - low) / counts, taken) * (rank + 0.5)
+    return values
 
 
 def _tail_weight(summary: Summary) -> Value:
@@ -140,23 +145,33 @@ def _tail_weight(summary: Summary) -> Value:
         if count < _MIN_BIN_TOKENS:
             continue
         deviation = _median_deviation(grid)
-        if deviation == 0:
+        if deviation is None:
             continue
         variance = float(summary.bins.log_ratio_R.m2[index]) / count
         weighted += count * (2 / math.pi) * variance / deviation**2
         total += count
     if total == 0:
-        return f"no probability bin with {_MIN_BIN_TOKENS} tokens that differ"
+        return f"no probability bin with {_MIN_BIN_TOKENS} tokens whose spread the grid resolves"
     return finite(weighted / total)
 
 
-def _median_deviation(grid: Grid) -> float:
-    """E|d - median| from a bin's grid."""
-    values = cell_values(schema.BIN_BITS)[grid.keys]
+def _median_deviation(grid: Grid) -> float | None:
+    """E|d - median| of a bin, its tokens spread evenly inside their cells; None where one cell hides the spread."""
+    edges = cell_edges(schema.BIN_BITS)
     counts = grid.counts[:, 0]
-    half = (int(counts.sum()) + 1) // 2
-    median = values[int(np.searchsorted(np.cumsum(counts), half))]
-    return float((np.abs(values - median) * counts).sum() / counts.sum())
+    low, high = edges[grid.keys], edges[grid.keys + 1]
+    point = (grid.keys == zero_cell(schema.BIN_BITS)) | np.isinf(low) | np.isinf(high)
+    middle = cell_values(schema.BIN_BITS)[grid.keys]
+    low, high = np.where(point, middle, low), np.where(point, middle, high)
+    before = np.cumsum(counts) - counts
+    half = int(counts.sum()) / 2
+    at = int(np.searchsorted(before, half, side="right")) - 1
+    median = float(low[at] + (high[at] - low[at]) * (half - before[at]) / counts[at])
+    size = np.abs(middle - median)
+    if not point[at]:
+        size[at] = ((median - low[at]) ** 2 + (high[at] - median) ** 2) / (2 * (high[at] - low[at]))
+    deviation = float((size * counts).sum() / counts.sum())
+    return deviation if deviation > 2 * float(high[at] - low[at]) else None
 
 
 def _tail_weight_scalar(summary: Summary) -> Value:
