@@ -274,6 +274,9 @@ def as_array(value: Any, name: str, dtype: Any) -> NDArray[Any]:
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
             raise TypeError(f"holds {array.dtype}")
+        if array.dtype == dtype:
+            # Without errstate: a signal handler that records inside one can crash CPython's context variables.
+            return array
         if np.dtype(dtype).kind in "iu":
             _check_integers(array, np.iinfo(dtype))
         # A float64 beyond float32 becomes inf and is counted as non-finite: no warning in the trainer's log.
