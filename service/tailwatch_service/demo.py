@@ -138,23 +138,19 @@ class _Show:
         print(f"Tailwatch is running at {self._url}", flush=True)
         print(f"Replaying {len(self._found)} recorded runs; Ctrl-C ends the demo.", flush=True)
         # What the SDK has to say while the demo is being stopped is of no interest.
-        logging.getLogger("tailwatch_collectors").setLevel(logging.ERROR)
+        logging.getLogger("tailwatch").setLevel(logging.ERROR)
         threads = [threading.Thread(target=self._replay, args=(one,), daemon=True) for one in self._found]
         for thread in threads:
             thread.start()
         ends = None if self._demo.stop_after_s is None else started + self._demo.stop_after_s
-        told = False
+        replaying = threading.Thread(target=self._tell_after, args=(threads,), daemon=True)
+        replaying.start()
         while not self._stop.is_set() and (ends is None or time.monotonic() < ends):
-            replaying = any(thread.is_alive() for thread in threads)
-            if replaying:
+            if replaying.is_alive():
                 self._report()
-            elif not told:
-                told = True
-                self._tell()
-            left = _REPORT_S if ends is None else min(_REPORT_S, ends - time.monotonic())
-            self._stop.wait(max(0.0, left if replaying else min(left, 0.5)))
+            self._stop.wait(_REPORT_S if ends is None else max(0.0, min(_REPORT_S, ends - time.monotonic())))
         self._stop.set()
-        for thread in threads:
+        for thread in (*threads, replaying):
             thread.join(3.0)
         self._serving.should_exit = True
 
@@ -187,7 +183,12 @@ class _Show:
         if parts:
             print(f"  steps sent: {', '.join(sorted(parts))}", flush=True)
 
-    def _tell(self) -> None:
+    def _tell_after(self, threads: list[threading.Thread]) -> None:
+        """Say what became of the recordings, once all are through."""
+        for thread in threads:
+            thread.join()
+        if self._stop.is_set():
+            return
         lost = sum(outcome.lost for outcome in self._outcomes)
         stored = sum(outcome.stored for outcome in self._outcomes)
         self.failed = self.failed or lost > 0

@@ -162,11 +162,12 @@ def replay(
             last_step = step
             if done % _IN_FLIGHT == 0:
                 # The SDK drops what its queue cannot hold; a replay has the time to wait instead.
-                collectors[rank].flush(_FLUSH_S)
+                _settle(collectors[rank], stop)
             progress(Progress(run=name, done=done, total=recording.batches, step=step))
         if not broken_off:
             for collector in collectors.values():
-                collector.flush(_FLUSH_S)
+                _settle(collector, stop)
+            broken_off = stop.is_set()
     finally:
         for collector in collectors.values():
             collector.close(0.5 if broken_off else _FLUSH_S, finished=not broken_off)
@@ -194,6 +195,14 @@ def _connect(
         framework=recording.framework,
         config={name: settings[name] for name in _CONFIG if settings.get(name) is not None},
     )
+
+
+def _settle(collector: Collector, stop: threading.Event) -> None:
+    """Wait until everything handed over is settled, or the replay is broken off."""
+    deadline = time.monotonic() + _FLUSH_S
+    while not stop.is_set() and time.monotonic() < deadline:
+        if collector.flush(0.25):
+            return
 
 
 def _send(collector: Collector, recording: Recording, batch: dict[str, Any], *, first: bool) -> None:

@@ -74,12 +74,12 @@ async def stream(services: Services, run_id: str, *, after: int, reset: bool) ->
     """The messages of one stream, until the client leaves or the service stops."""
     services.counters.live_streams.inc()
     try:
-        if reset:
-            pointer = answers.dumps({"run_id": run_id, "seq": after}).decode()
-            yield {"event": "reset", "id": str(after), "data": pointer, "retry": RETRY_MS}
-        else:
-            yield {"comment": "open", "retry": RETRY_MS}
         with services.hub.listen(run_id) as bell:
+            if reset:
+                pointer = answers.dumps({"run_id": run_id, "seq": after}).decode()
+                yield {"event": "reset", "id": str(after), "data": pointer, "retry": RETRY_MS}
+            else:
+                yield {"comment": "open", "retry": RETRY_MS}
             while not services.hub.closed:
                 bell.clear()
                 found = await run_in_threadpool(events.after, services.db, run_id, seq=after, limit=PAGE)

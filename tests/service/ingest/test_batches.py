@@ -97,7 +97,11 @@ async def test_a_json_batch_is_the_same_batch(start: Start) -> None:
 async def test_null_in_a_json_list_is_a_missing_token(start: Start) -> None:
     async with start() as live:
         run = await live.run()
-        record = {"step": 0, "world_size": 1, "sequences": [{"infer_logprobs": [-1.0, None], "train_logprobs": [-1, -1]}]}
+        record = {
+            "step": 0,
+            "world_size": 1,
+            "sequences": [{"infer_logprobs": [-1.0, None], "train_logprobs": [-1, -1]}],
+        }
 
         answer = await live.client.post(f"{API}/runs/{run}/batches", json=record)
 
@@ -159,10 +163,11 @@ async def test_invalid_tokens_are_counted_and_never_folded_in(start: Start) -> N
 
         assert answer.status_code == 201
         step = await live.closed(run, 0)
-        assert step["metrics"]["log_ratio_max"] is not None
-        assert all(value is None or math.isfinite(value) for value in step["metrics"].values())
-        counted = {name: value for name, value in step["metrics"].items() if name.startswith(("nan", "inf", "pos"))}
-        assert sum(value or 0 for value in counted.values()) > 0 or step["metrics"]["tokens"] < 6
+        metrics = step["metrics"]
+        assert (metrics["tokens"], metrics["tokens_total"]) == (1, 6)
+        assert (metrics["tokens_nonfinite_infer"], metrics["tokens_nonfinite_train"]) == (3, 1)
+        assert metrics["tokens_invalid_positive"] == 1
+        assert metrics["log_ratio_min"] == metrics["log_ratio_max"] == 0.0
 
 
 async def test_a_sequence_that_is_masked_altogether_is_stored(start: Start) -> None:
@@ -223,7 +228,9 @@ async def test_many_at_once_are_all_stored_once(start: Start) -> None:
     async with start() as live:
         run = await live.run()
 
-        answers = await asyncio.gather(*(live.send(run, step=0, rank=i % 24, world_size=24, seed=i % 24) for i in range(48)))
+        answers = await asyncio.gather(
+            *(live.send(run, step=0, rank=i % 24, world_size=24, seed=i % 24) for i in range(48))
+        )
 
         assert sorted(answer.status_code for answer in answers) == [200] * 24 + [201] * 24
         assert (await live.closed(run, 0))["tokens"] == 24 * 200
@@ -456,7 +463,9 @@ async def test_each_limit_is_named_where_it_is_hit(start: Start, limits: Limits,
 
         problem(await live.send(run), 422, named)
         problem(
-            await live.client.post(f"{API}/runs/{run}/batches", content=_as_json(make_batch()), headers=_JSON), 422, named
+            await live.client.post(f"{API}/runs/{run}/batches", content=_as_json(make_batch()), headers=_JSON),
+            422,
+            named,
         )
 
 
