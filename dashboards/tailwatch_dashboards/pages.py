@@ -56,6 +56,7 @@ EVENT_WORDS = {
     "config": "configuration",
     "attempt_started": "attempt started",
     "run_created": "run created",
+    "state_changed": "became",
     "run_updated": "run updated",
 }
 

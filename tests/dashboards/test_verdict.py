@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 import pytest
 
@@ -18,7 +20,7 @@ def judged(table: pl.DataFrame, limits: Limits = FP8) -> Verdict:
     return verdict(table, limits=limits, baseline=baseline(table, limits=limits))
 
 
-def flat(steps: int = 30, **columns: float | None) -> pl.DataFrame:
+def flat(steps: int = 30, **columns: Any) -> pl.DataFrame:
     """Steps that all look the same: a quiet run, with the named metrics changed."""
     quiet: dict[str, float | None] = {
         "tokens": 1000.0,
@@ -30,7 +32,7 @@ def flat(steps: int = 30, **columns: float | None) -> pl.DataFrame:
         "envelope_width_low": 0.5,
         "invalid_share": 0.0,
     }
-    values = quiet | columns
+    values: dict[str, float | None] = quiet | columns
     schema = {"step": pl.Int64, **dict.fromkeys(values, pl.Float64)}
     return pl.DataFrame({"step": list(range(steps)), **{k: [v] * steps for k, v in values.items()}}, schema=schema)
 
@@ -80,7 +82,7 @@ def test_a_collapsing_run_is_unhealthy_through_the_saw_tooth() -> None:
         (BF16, {"kl_k3": None, "invalid_share": 1.0}, "unhealthy", "LogprobInvalid"),
     ],
 )
-def test_lines(limits: Limits, columns: dict[str, float | None], state: str, rule: str | None) -> None:
+def test_lines(limits: Limits, columns: dict[str, Any], state: str, rule: str | None) -> None:
     reading = judged(flat(**columns), limits)
     assert reading.state == state
     assert [reason.rule for reason in reading.reasons] == ([rule] if rule else [])

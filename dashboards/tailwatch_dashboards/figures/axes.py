@@ -225,16 +225,20 @@ def limit_line(figure: go.Figure, value: float | None, *, text: str, colour: str
 
 
 def log_axis(low: float, high: float, *, most: int = 7) -> dict[str, Any]:
-    """A base-10 axis over at least one decade, labelled at powers of ten in Unicode."""
-    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    """A base-10 axis, labelled at powers of ten in Unicode, and at 2 and 5 where it spans less than two decades."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     last = max(last, first + 1)
     stride = max(1, math.ceil((last - first) / most))
-    exponents = range(first, last + 1, stride)
+    ticks = [(10.0**exponent, fmt.decade(exponent)) for exponent in range(first, last + 1, stride)]
+    if math.log10(high / low) < 2:
+        exponents = range(first, last + 1)
+        values = [float(f"{digit}e{exponent}") for exponent in exponents for digit in (1, 2, 5)]
+        ticks = [(value, fmt.limit(value)) for value in values]
     return {
         "type": "log",
         "range": [math.log10(low) - 0.1, math.log10(high) + 0.15],
-        "tickvals": [10.0**exponent for exponent in exponents],
-        "ticktext": [fmt.decade(exponent) for exponent in exponents],
+        "tickvals": [value for value, _ in ticks],
+        "ticktext": [label for _, label in ticks],
     }
 
 

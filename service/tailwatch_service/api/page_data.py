@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, TypeVar
@@ -40,7 +40,7 @@ from tailwatch_service.statistics.envelope import envelope
 from tailwatch_service.statistics.histogram import Tail, survival
 from tailwatch_service.storage import events, series, steps
 from tailwatch_service.storage.database import Database
-from tailwatch_service.types import Run, StepRecord
+from tailwatch_service.types import Event, Run, SeriesTable, StepRecord
 
 MAX_POINTS = 600
 """Steps in a chart over steps; a longer run is downsampled, and says so."""
@@ -100,6 +100,7 @@ class _Remembered:
 _rows = _Remembered(512)
 _charts = _Remembered(64)
 _baseline_envelopes = _Remembered(64)
+_extents = _Remembered(512)
 
 
 def run_row(db: Database, run: Run) -> RunRow:
@@ -142,12 +143,14 @@ def metric_texts() -> Mapping[str, MetricText]:
 
 
 def _row(db: Database, run: Run) -> RunRow:
-    extent = steps.extent(db, run.run_id)
     limits = limits_for(precision=run.spec.precision, model_class=run.spec.model_class)
-    table = _empty() if extent is None else _table(db, run, VERDICT_METRICS, from_step=extent.last - LISTED_STEPS + 1)
-    past = None
-    if extent is not None:
-        past = baseline(_table(db, run, VERDICT_METRICS, to_step=extent.first + LAST_STEP), limits=limits)
+    table, past = _empty(), None
+    latest = steps.latest(db, run.run_id)
+    if latest is not None:
+        step = latest.key.step
+        recent = series.read(db, run.run_id, metrics=VERDICT_METRICS, from_step=step - LISTED_STEPS + 1)
+        start = series.read(db, run.run_id, metrics=VERDICT_METRICS, to_step=_first_step(db, run, step) + LAST_STEP)
+        table, past = _frame(recent), baseline(_frame(start), limits=limits)
     return RunRow(
         run_id=run.run_id,
         project=run.spec.project,
@@ -155,9 +158,9 @@ def _row(db: Database, run: Run) -> RunRow:
         activity=run.state,
         verdict=verdict(table, limits=limits, baseline=past),
         k3=tuple(table["kl_k3"].to_list()) if table.height else (),
-        last_step=run.last_step,
+        last_step=latest.key.step if latest else None,
         last_seen_at=run.last_seen_at,
-        tokens=int(table["tokens"][-1] or 0) if table.height else None,
+        tokens=latest.tokens if latest else None,
         precision=run.spec.precision,
         framework=run.spec.framework,
     )
@@ -165,13 +168,11 @@ def _row(db: Database, run: Run) -> RunRow:
 
 def _run_charts(db: Database, run: Run, *, full: bool) -> RunView:
     """The part of a run page that no choice of step changes."""
-    extent = steps.extent(db, run.run_id)
-    if extent is None:
-        drawn = recent = start = _empty()
-    else:
-        drawn = _table(db, run, _CHART_METRICS, max_points=None if full else MAX_POINTS)
-        recent = _table(db, run, VERDICT_METRICS, from_step=extent.last - RECENT_STEPS + 1)
-        start = _table(db, run, _CHART_METRICS, to_step=extent.first + LAST_STEP)
+    # One read serves the charts, the verdict and the baseline: 1e5 steps take some 60 ms.
+    whole = series.read(db, run.run_id, metrics=_CHART_METRICS)
+    table = _frame(whole)
+    drawn = table if full else _frame(series.downsample(whole, max_points=MAX_POINTS))
+    start = table.filter(pl.col("step") <= pl.col("step").min() + LAST_STEP)
     latest = steps.latest(db, run.run_id)
     limits = limits_for(precision=run.spec.precision, model_class=run.spec.model_class)
     return RunView(
@@ -182,11 +183,11 @@ def _run_charts(db: Database, run: Run, *, full: bool) -> RunView:
         attempt=run.attempt,
         created_at=run.created_at,
         last_seen_at=run.last_seen_at,
-        last_step=None if extent is None else extent.last,
+        last_step=int(table["step"][-1]) if table.height else None,
         config=_config(run),
         limits=limits,
         series=drawn,
-        recent=recent,
+        recent=table.tail(RECENT_STEPS),
         baseline=baseline(start, limits=limits),
         latest=_facts(latest) if latest else None,
         chosen=None,
@@ -196,7 +197,7 @@ def _run_charts(db: Database, run: Run, *, full: bool) -> RunView:
         fits=(),
         events=_events(db, run),
         metrics=metric_texts(),
-        sampled=extent is not None and drawn.height < extent.steps,
+        sampled=drawn.height < table.height,
     )
 
 
@@ -204,19 +205,16 @@ def _empty() -> pl.DataFrame:
     return pl.DataFrame(schema={"step": pl.Int64, **dict.fromkeys(_CHART_METRICS, pl.Float64)})
 
 
-def _table(
-    db: Database,
-    run: Run,
-    metrics: Sequence[str],
-    *,
-    from_step: int | None = None,
-    to_step: int | None = None,
-    max_points: int | None = None,
-) -> pl.DataFrame:
+def _frame(table: SeriesTable) -> pl.DataFrame:
     """Column `step` and the metrics, null where missing."""
-    read = series.read(db, run.run_id, metrics=metrics, from_step=from_step, to_step=to_step, max_points=max_points)
-    table = pl.DataFrame({"step": read.steps_K, **read.columns})
-    return table.with_columns(pl.exclude("step").fill_nan(None))
+    frame = pl.DataFrame({"step": table.steps_K, **table.columns})
+    return frame.with_columns(pl.exclude("step").fill_nan(None))
+
+
+def _first_step(db: Database, run: Run, step: int) -> int:
+    """The first closed step shown; `step` where there is none before it."""
+    extent = _extents.get((run.run_id, run.attempt), lambda: steps.extent(db, run.run_id))
+    return step if extent is None else extent.first
 
 
 def _chosen(db: Database, run: Run, step: int | None, drawn: pl.DataFrame) -> StepRecord | None:
@@ -294,13 +292,16 @@ def _events(db: Database, run: Run) -> tuple[EventMark, ...]:
     marked = events.last(db, run.run_id, limit=MAX_EVENTS, kinds=MARKED_KINDS)
     by_number = {event.seq: event for event in (*marked, *newest)}
     return tuple(
-        EventMark(kind=event.kind, at=event.at, step=event.step, text=_event_text(event.payload))
+        EventMark(kind=event.kind, at=event.at, step=event.step, text=_event_text(event))
         for _, event in sorted(by_number.items())
     )
 
 
-def _event_text(payload: Mapping[str, Any]) -> str:
+def _event_text(event: Event) -> str:
     """The payload of an event on one line."""
+    payload = event.payload
+    if event.kind == "state_changed":
+        return str(payload.get("state", ""))
     said = (
         (key, value) for key, value in payload.items() if key not in _NOT_SAID and isinstance(value, str | int | float)
     )
