@@ -9,17 +9,17 @@ sign: summaries come from other machines.
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tailwatch_collectors.errors import FieldError, TailwatchError
+from tailwatch_collectors.errors import FieldError
 from tailwatch_collectors.summary import schema
-from tailwatch_collectors.summary.grid import Grid, cell_count
+from tailwatch_collectors.summary.check import SummaryError, check, leaves
 from tailwatch_collectors.summary.summary import Summary
 
 _MAGIC = b"TWS"
@@ -27,21 +27,10 @@ _MAX_DECODED_BYTES = 16 * 2**20
 _ZSTD_LEVEL = 3
 
 
-class SummaryError(TailwatchError, ValueError):
-    """Bytes that are not a summary this version reads; names the field."""
-
-    def __init__(self, error: FieldError) -> None:
-        super().__init__(error)
-        self.errors = (error,)
-
-    def __str__(self) -> str:
-        return str(self.errors[0])
-
-
 def to_bytes(summary: Summary) -> bytes:
     """The summary's serialised form; equal summaries give equal bytes."""
     sections = []
-    for path, value in _leaves(summary):
+    for path, value in leaves(summary):
         if isinstance(value, tuple):
             array = np.frombuffer(json.dumps(value).encode(), np.uint8)
         else:
@@ -72,23 +61,14 @@ def from_bytes(data: bytes) -> Summary:
     try:
         payload = pa.Codec("zstd").decompress(data[8:], decompressed_size=size, asbytes=True)
         summary, end = _read(Summary.empty(), payload, 0, "summary")
-    except (pa.ArrowException, OSError, struct.error, ValueError) as error:
+    except (pa.ArrowException, OSError, struct.error, ValueError, RecursionError) as error:
         if isinstance(error, SummaryError):
             raise
         raise SummaryError(FieldError(reason=f"is damaged: {error!s:.200}")) from error
     if end != len(payload):
         raise SummaryError(FieldError(reason=f"{len(payload) - end} bytes are left over"))
-    _check(summary)
+    check(summary)
     return summary
-
-
-def _leaves(node: Any, path: str = "summary") -> Iterator[tuple[str, Any]]:
-    for field in fields(node):
-        value = getattr(node, field.name)
-        if is_dataclass(value):
-            yield from _leaves(value, f"{path}.{field.name}")
-        else:
-            yield f"{path}.{field.name}", value
 
 
 def _read(template: Any, payload: bytes, at: int, path: str) -> tuple[Any, int]:
@@ -119,7 +99,7 @@ def _section(payload: bytes, at: int, dtype: np.dtype[Any], where: str) -> tuple
     shape = struct.unpack_from(f"<{ndim}I", payload, at + 1)
     at += 1 + 4 * ndim
     stored = _stored_type(dtype)
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if at + count * stored.itemsize > len(payload):
         raise SummaryError(FieldError(column=where, reason="is truncated"))
     size = count * stored.itemsize
@@ -143,39 +123,3 @@ def _names(data: bytes, where: str) -> tuple[str, ...]:
 def _stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
     stored: np.dtype[Any] = dtype.newbyteorder("<")
     return stored
-
-
-def _check(summary: Summary) -> None:
-    """Refuse values that no batch can produce."""
-    cells, bin_cells, sequence_cells = map(cell_count, (schema.TOKEN_BITS, schema.BIN_BITS, schema.SEQUENCE_BITS))
-    groups = len(schema.SEQUENCE_GRIDS) * len(schema.ADVANTAGE_SIGNS)
-    tokens = summary.tokens
-    _check_grid("grid", summary.grid, limit=cells, columns=1, total=tokens)
-    _check_grid("bin_grid", summary.bin_grid, limit=bin_cells * schema.PROBABILITY_BINS, columns=1, total=tokens)
-    _check_grid("sequence_grid", summary.sequence_grid, limit=sequence_cells * groups, columns=2, total=None)
-    _check_grid("lag_grid", summary.lag_grid, limit=schema.MAX_LAG_CELL + 1, columns=1, total=None)
-    for path, value in _leaves(summary):
-        if isinstance(value, tuple):
-            continue
-        if value.dtype == np.int64 and not path.endswith((".exponent", ".token_id")) and (value < 0).any():
-            raise SummaryError(FieldError(column=path, reason="holds a negative count"))
-        extremes = path.rpartition(".")[2] in {"minima", "maxima", "min_R", "max_R"}
-        if (np.isnan(value) if extremes else ~np.isfinite(value)).any():
-            raise SummaryError(FieldError(column=path, reason="holds a value that is not finite"))
-        if path.endswith(".mantissa") and ((value < 0) | (value >= 1)).any():
-            raise SummaryError(FieldError(column=path, reason="is not normalised"))
-    for name in ("worst_upper", "worst_lower"):
-        worst = getattr(summary, name)
-        lengths = {len(getattr(worst, field.name)) for field in fields(worst)}
-        if len(lengths) != 1 or max(lengths) > schema.WORST_TOKENS:
-            raise SummaryError(FieldError(column=name, reason=f"has columns of length {sorted(lengths)}"))
-
-
-def _check_grid(name: str, grid: Grid, *, limit: int, columns: int, total: int | None) -> None:
-    keys = grid.keys
-    if grid.counts.shape != (len(keys), columns):
-        raise SummaryError(FieldError(column=name, reason=f"has counts of shape {grid.counts.shape}"))
-    if len(keys) and (keys[0] < 0 or keys[-1] >= limit or (np.diff(keys) <= 0).any()):
-        raise SummaryError(FieldError(column=name, reason=f"keys must rise within 0 .. {limit - 1}"))
-    if total is not None and int(grid.counts.sum()) != total:
-        raise SummaryError(FieldError(column=name, reason=f"holds {grid.counts.sum()} tokens, counters say {total}"))

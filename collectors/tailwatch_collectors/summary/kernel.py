@@ -34,6 +34,7 @@ def summarise(batch: Batch) -> Summary:
     infer_V = batch.infer_logprobs_N if index_V is None else batch.infer_logprobs_N[index_V]
     train_V = batch.train_logprobs_N if index_V is None else batch.train_logprobs_N[index_V]
     log_ratio_V = train_V.astype(np.float64) - infer_V
+    log_ratio_V += 0.0  # -0.0 becomes 0.0: the two compare equal but are not the same bits
     lag_V = _lags(batch, index_V)
     tokens = token_statistics(infer_V, train_V, log_ratio_V, _lag_bucket(lag_V, len(log_ratio_V)))
     sequences = sequence_statistics(_sequences(batch, valid, infer_V, train_V, log_ratio_V))
@@ -62,7 +63,8 @@ def summarise(batch: Batch) -> Summary:
         )
     )
     sums |= {name.removesuffix("_tokens"): total for name, (_, total) in entropies.items()}
-    sums |= {"reward": float(rewards.sum()), "lag": float(known_lag_V.sum())}
+    # Versions may be anything up to 2^53: their sum is taken where it cannot wrap.
+    sums |= {"reward": float(rewards.sum()), "lag": float(known_lag_V.sum(dtype=np.float64))}
     minima = {
         "log_ratio": float(log_ratio_V.min(initial=math.inf)),
         "log_ppl_gap": sequences.gap_min,
@@ -79,7 +81,7 @@ def summarise(batch: Batch) -> Summary:
         counters=np.array([counters[name] for name in schema.COUNTERS], np.int64),
         above=tokens.above,
         below=tokens.below,
-        token_sums=np.array([sums[name] for name in schema.TOKEN_SUMS]),
+        token_sums=np.array([sums[name] for name in schema.TOKEN_SUMS]) + 0.0,
         token_scaled=tokens.scaled_Q,
         minima=np.array([minima[name] for name in schema.MINIMA]),
         maxima=np.array([maxima[name] for name in schema.MAXIMA]),
@@ -250,18 +252,19 @@ def _align(batch: Batch, valid: _Valid) -> Float64Array:
         both = valid_BT[:, left] & valid_BT[:, right]
         x, y = x_BT[:, left][both], y_BT[:, right][both]
         result[row] = (len(x), x.sum(), y.sum(), (x * x).sum(), (y * y).sum(), (x * y).sum())
-    return result
+    return result + 0.0
 
 
 def _worst(batch: Batch, valid: _Valid, log_ratio_V: Float64Array, *, sign: float) -> Worst:
-    picked = worst_indices(sign * log_ratio_V)
+    badness_V = sign * log_ratio_V + 0.0
+    picked = worst_indices(badness_V)
     index = picked if valid.index_V is None else valid.index_V[picked]
     row = np.searchsorted(batch.offsets_B1, index, side="right") - 1
     ids = batch.token_ids_N
     return Worst(
-        badness=sign * log_ratio_V[picked],
-        infer_logprob=batch.infer_logprobs_N[index],
-        train_logprob=batch.train_logprobs_N[index],
+        badness=badness_V[picked],
+        infer_logprob=batch.infer_logprobs_N[index] + np.float32(0),  # no -0.0 here either
+        train_logprob=batch.train_logprobs_N[index] + np.float32(0),
         rank=np.full(len(index), batch.meta.rank, np.int32),
         part=np.full(len(index), batch.meta.part, np.int32),
         row=row.astype(np.int32),

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 _LN2_HIGH = 0.6931471803691238
 _LN2_LOW = 1.9082149292705877e-10
-_MAX_LOG = 1e15
-"""Larger logarithms saturate here, so that exponents stay exact integers."""
+MAX_LOG = 5e14
+"""Log ratios saturate here, so that exponents stay exact integers, twice the log ratio's included."""
 
 _MAX_SHIFT = 2_000
 """Beyond this many bits apart the smaller term is zero in float64."""
@@ -63,7 +63,7 @@ class ScaledSums:
 
 def split_exp(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """e^x as (mantissa near 1, exponent)."""
-    clipped = np.clip(x, -_MAX_LOG, _MAX_LOG)
+    clipped = np.clip(x, -2 * MAX_LOG, 2 * MAX_LOG)
     exponent = np.rint(clipped / math.log(2))
     mantissa = np.exp((clipped - exponent * _LN2_HIGH) - exponent * _LN2_LOW)
     return mantissa, exponent.astype(np.int64)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tailwatch_collectors.summary import schema
 from tailwatch_collectors.summary.grid import Grid, cell_count, cells_of
-from tailwatch_collectors.summary.scaled import ScaledSums, sum_exp
+from tailwatch_collectors.summary.scaled import MAX_LOG, ScaledSums, sum_exp
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -59,10 +59,11 @@ def sequence_statistics(sequences: Sequences) -> SequenceStatistics:
     tokens_C = T_C.astype(np.float64)
     g_C = S_C / tokens_C
     infer_mean_C, train_mean_C = sequences.infer_C / tokens_C, sequences.train_C / tokens_C
-    gap_C = -g_C  # the difference of the two means would cancel where the policies are close
+    gap_C = 0.0 - g_C  # the difference of the two means would cancel where the policies are close
+    bounded_S_C = np.clip(S_C, -MAX_LOG, MAX_LOG)
     scaled = {
-        "ratio": S_C,
-        "ratio_sq": 2 * S_C,
+        "ratio": bounded_S_C,
+        "ratio_sq": 2 * bounded_S_C,
         "geometric_ratio": g_C,
         "infer_ppl": -infer_mean_C,
         "train_ppl": -train_mean_C,
@@ -92,7 +93,7 @@ def _bucket(T_C: Int64Array) -> Int64Array:
 def _length_sums(T_C: Float64Array, S_C: Float64Array, bucket_C: Int64Array) -> Float64Array:
     columns = {"T": T_C, "TT": T_C * T_C, "logT": np.log(T_C), "S": S_C, "SS": S_C * S_C, "ST": S_C * T_C}
     sums = [np.bincount(bucket_C, columns[name], schema.LENGTH_BUCKETS) for name in schema.LENGTH_SUMS]
-    return np.stack(sums, axis=1)
+    return np.stack(sums, axis=1).astype(np.float64)  # bincount of nothing counts in integers
 
 
 def _grid(values: dict[str, Float64Array], T_C: Int64Array, sign_C: Int64Array) -> Grid:

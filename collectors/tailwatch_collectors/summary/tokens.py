@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tailwatch_collectors.summary import schema
 from tailwatch_collectors.summary.grid import Grid, cell_count, magnitude_index, signed_cell
 from tailwatch_collectors.summary.moments import CoMoments, Moments, moments_by_bucket, moments_of
-from tailwatch_collectors.summary.scaled import ScaledSums, split_exp, sum_scaled
+from tailwatch_collectors.summary.scaled import MAX_LOG, ScaledSums, split_exp, sum_scaled
 from tailwatch_collectors.summary.summary import Slice
 
 Float64Array = NDArray[np.float64]
@@ -151,7 +151,7 @@ def _quantities(d: Float64Array, infer: Float32Array) -> tuple[Float64Array, Flo
 def _extreme_quantities(d: Float64Array) -> tuple[Float64Array, NDArray[np.int64]]:
     """[Q, X] terms of TOKEN_SCALED for |d| > 300 as mantissa and exponent: each one's leading term, exact there."""
     up = d > 0
-    size = np.abs(d)
+    size = np.minimum(np.abs(d), MAX_LOG)
     mantissa, exponent = split_exp(size)  # e^|d|
     inverse, inverse_exponent = split_exp(-size)
     square, square_exponent = split_exp(2 * size)
@@ -268,4 +268,4 @@ def _tree_sum(blocks: Float64Array) -> Float64Array:
         if blocks.shape[1] % 2:
             blocks = np.concatenate((blocks, np.zeros((blocks.shape[0], 1))), axis=1)
         blocks = blocks[:, 0::2] + blocks[:, 1::2]
-    return blocks[:, 0]
+    return blocks[:, 0] + 0.0

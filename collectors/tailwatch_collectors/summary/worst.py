@@ -51,8 +51,10 @@ class Worst:
             for field in fields(self)
             if field.name != "seq_id"
         }
+        # Two batches of one key may share a place: the values decide, so that neither side comes first by itself.
+        values = (np.array(names), joined["token_id"], joined["train_logprob"], joined["infer_logprob"])
         keys = (joined["position"], joined["row"], joined["part"], joined["rank"], -joined["badness"])
-        order = np.lexsort(keys)[:WORST_TOKENS]
+        order = np.lexsort((*values, *keys))[:WORST_TOKENS]
         picked = {name: column[order] for name, column in joined.items()}
         return Worst(**picked, seq_id=tuple(names[index] for index in order))
 

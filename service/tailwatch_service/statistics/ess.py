@@ -38,7 +38,7 @@ def _ess(sums: ScaledSums, first: int, second: int, count: int) -> float:
         return math.nan
     share = float(sums.mantissa[first]) ** 2 / float(sums.mantissa[second]) / count
     # (sum w)^2 <= n sum w^2 bounds what is left of the exponents.
-    power = max(-2_000, min(2_000, 2 * int(sums.exponent[first]) - int(sums.exponent[second])))
+    power = max(-1_000, min(1_000, 2 * int(sums.exponent[first]) - int(sums.exponent[second])))
     return min(1.0, max(1.0 / count, math.ldexp(share, power)))
 
 

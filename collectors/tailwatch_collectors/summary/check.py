@@ -1,0 +1,178 @@
+"""What a summary must satisfy: summaries come from other machines, and every metric is computed from what they say.
+
+A summary that passes can be merged and turned into metrics without a division by zero, a root of a negative number
+or an array of a length its sender chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from tailwatch_collectors.errors import FieldError, TailwatchError
+from tailwatch_collectors.summary import schema
+from tailwatch_collectors.summary.grid import Grid, cell_count
+from tailwatch_collectors.summary.moments import Moments
+from tailwatch_collectors.summary.scaled import ScaledSums
+from tailwatch_collectors.summary.summary import Slice, Summary
+
+_MAX_COUNT = 2**48
+"""Tokens of any window; sums of counts stay far from the end of int64."""
+_MAX_SEQUENCES = 2**26
+"""65,536 rows of 1,024 ranks: sequences are gone through one by one."""
+_MAX_SIZE = 1e100
+"""A sum of squares of float32 log-probs stays below it, and its own square within float64."""
+_MAX_EXPONENT = 2**52
+
+
+class SummaryError(TailwatchError, ValueError):
+    """Bytes that are not a summary this version reads; names the field."""
+
+    def __init__(self, error: FieldError) -> None:
+        super().__init__(error)
+        self.errors = (error,)
+
+    def __str__(self) -> str:
+        return str(self.errors[0])
+
+
+def leaves(node: Any, path: str = "summary") -> Iterator[tuple[str, Any]]:
+    """The arrays and tuples of a summary with their dotted names, in the order of the fields."""
+    for field in fields(node):
+        value = getattr(node, field.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{path}.{field.name}")
+        else:
+            yield f"{path}.{field.name}", value
+
+
+def check(summary: Summary) -> None:
+    """Refuse values that no batch, and no merge of batches, can produce.
+
+    Raises:
+        SummaryError: names the field.
+    """
+    for path, value in leaves(summary):
+        if not isinstance(value, tuple):
+            _check_range(path, value)
+    tokens, complete = summary.tokens, summary.count("sequences_complete")
+    _check_grids(summary, tokens, complete)
+    for name in ("log_ratio", "prob_diff"):
+        _check_moments(name, getattr(summary, name), tokens)
+    probs = summary.probs
+    _check_moments("probs", Moments(probs.n, probs.mean_x, probs.m2_x), tokens)
+    _check_moments("probs", Moments(probs.n, probs.mean_y, probs.m2_y), tokens)
+    for name in ("bins", "lags"):
+        _check_slice(name, getattr(summary, name), tokens)
+    _check_scaled("token_scaled", summary.token_scaled, tokens)
+    _check_scaled("sequence_scaled", summary.sequence_scaled, complete)
+    _check_extremes(summary, tokens, complete)
+    _check_lengths(summary, complete)
+    for name in ("worst_upper", "worst_lower"):
+        worst = getattr(summary, name)
+        lengths = {len(getattr(worst, field.name)) for field in fields(worst)}
+        if len(lengths) != 1 or max(lengths) > schema.WORST_TOKENS:
+            _refuse(name, f"has columns of length {sorted(lengths)}")
+
+
+def _refuse(name: str, reason: str) -> None:
+    raise SummaryError(FieldError(column=name, reason=reason))
+
+
+def _check_range(path: str, value: Any) -> None:
+    leaf = path.rpartition(".")[2]
+    if leaf == "exponent":
+        if (np.abs(value) > _MAX_EXPONENT).any() or (value == np.iinfo(np.int64).min).any():
+            _refuse(path, f"holds an exponent beyond 2^{_MAX_EXPONENT.bit_length() - 1}")
+    elif leaf == "mantissa":
+        if not ((value == 0) | ((value >= 0.5) & (value < 1))).all():
+            _refuse(path, "is not normalised")
+    elif value.dtype.kind == "i":
+        if leaf != "token_id" and value.dtype == np.int64 and ((value < 0) | (value > _MAX_COUNT)).any():
+            _refuse(path, f"holds a count outside 0 .. {_MAX_COUNT}")
+    else:
+        unbounded = leaf in {"minima", "maxima", "min_R", "max_R"}
+        sound = (np.abs(value.astype(np.float64)) <= _MAX_SIZE) | (np.isinf(value) & unbounded)
+        if not sound.all():
+            _refuse(path, f"holds {value[~sound].flat[0]}, which no sum of log-probs gives")
+
+
+def _check_grids(summary: Summary, tokens: int, complete: int) -> None:
+    cells, bin_cells, sequence_cells = map(cell_count, (schema.TOKEN_BITS, schema.BIN_BITS, schema.SEQUENCE_BITS))
+    grids = len(schema.SEQUENCE_GRIDS)
+    known = summary.count("tokens_lag_known")
+    _check_grid("grid", summary.grid, limit=cells, columns=1, total=tokens)
+    _check_grid("bin_grid", summary.bin_grid, limit=bin_cells * schema.PROBABILITY_BINS, columns=1, total=tokens)
+    limit = sequence_cells * grids * len(schema.ADVANTAGE_SIGNS)
+    _check_grid("sequence_grid", summary.sequence_grid, limit=limit, columns=2, total=grids * complete)
+    _check_grid("lag_grid", summary.lag_grid, limit=schema.MAX_LAG_CELL + 1, columns=1, total=known)
+    per_bin = np.zeros(schema.PROBABILITY_BINS, np.int64)
+    np.add.at(per_bin, summary.bin_grid.keys // bin_cells, summary.bin_grid.counts[:, 0])
+    if (per_bin != summary.bins.counts_RC[:, 0]).any():
+        _refuse("bin_grid", "disagrees with the tokens per bin")
+
+
+def _check_grid(name: str, grid: Grid, *, limit: int, columns: int, total: int) -> None:
+    keys = grid.keys
+    if grid.counts.shape != (len(keys), columns):
+        _refuse(name, f"has counts of shape {grid.counts.shape}")
+    if len(keys) and (keys[0] < 0 or keys[-1] >= limit or (np.diff(keys) <= 0).any()):
+        _refuse(name, f"keys must rise within 0 .. {limit - 1}")
+    if (grid.counts[:, 0] == 0).any():
+        _refuse(name, "holds an empty cell")
+    if int(grid.counts[:, 0].sum()) != total:
+        _refuse(name, f"holds {grid.counts[:, 0].sum()}, counters say {total}")
+
+
+def _check_moments(name: str, moments: Moments, count: Any) -> None:
+    if (moments.n != count).any():
+        _refuse(name, f"counts {moments.n}, counters say {count}")
+    if (moments.m2 < 0).any():
+        _refuse(name, "has a negative sum of squares")
+
+
+def _check_slice(name: str, part: Slice, tokens: int) -> None:
+    per_bucket = part.counts_RC[:, 0]
+    if int(per_bucket.sum()) != tokens:
+        _refuse(name, f"holds {per_bucket.sum()} tokens, counters say {tokens}")
+    _check_moments(name, part.log_ratio_R, per_bucket)
+    there = per_bucket > 0
+    ordered = np.isfinite(part.min_R) & np.isfinite(part.max_R) & (part.min_R <= part.max_R)
+    empty = (part.min_R == np.inf) & (part.max_R == -np.inf)
+    if not np.where(there, ordered, empty).all():
+        _refuse(name, "has extremes that do not fit its counts")
+
+
+def _check_scaled(name: str, sums: ScaledSums, count: int) -> None:
+    """Weights are positive: their sums are, wherever there is one; and zero where there is none."""
+    if ((sums.mantissa == 0) & (sums.exponent != 0)).any():
+        _refuse(name, "is not normalised")
+    if ((sums.mantissa[:2] > 0) != (count > 0)).any():
+        _refuse(name, f"has weights that do not fit a count of {count}")
+
+
+def _check_extremes(summary: Summary, tokens: int, complete: int) -> None:
+    known = summary.count("tokens_lag_known")
+    counts = {"log_ratio": tokens, "prob_diff_abs": tokens, "log_ppl_gap": complete, "lag": known}
+    for names, values, nothing in (
+        (schema.MINIMA, summary.minima, np.inf),
+        (schema.MAXIMA, summary.maxima, -np.inf),
+    ):
+        for name, value in zip(names, values.tolist(), strict=True):
+            if not (np.isfinite(value) if counts[name] else value == nothing):
+                _refuse(name, f"extreme {value} does not fit a count of {counts[name]}")
+    for name in schema.MINIMA:
+        low, high = summary.minima[schema.MINIMA.index(name)], summary.maxima[schema.MAXIMA.index(name)]
+        if counts[name] and low > high:
+            _refuse(name, f"minimum {low} is above maximum {high}")
+
+
+def _check_lengths(summary: Summary, complete: int) -> None:
+    counts, lengths = summary.length_counts, summary.length_sums[:, schema.LENGTH_SUMS.index("T")]
+    if int(counts.sum()) != complete or complete > min(_MAX_SEQUENCES, summary.tokens):
+        _refuse("length_counts", f"holds {counts.sum()} sequences, counters say {complete}")
+    if (lengths < counts).any():
+        _refuse("length_sums", "has sequences shorter than one token")
