@@ -1,10 +1,11 @@
 """Is this run healthy: one state, one sentence, and since when. Pure: a table of steps in, a Verdict out.
 
 A first reading, not the rule engine: absolute lines by declared class and growth over the run's own baseline,
-each over 3 of the last 5 steps. Two things are special. Scale-free figures (the tail index, growth of a
+each over 3 of the last 5 steps. Three things are special. Scale-free figures (the tail index, growth of a
 width) count only where the tail is material, so that a run whose engines agree to 1e-7 stays quiet whatever
 the shape of its rounding noise. And a state, once reached, is left only after five steps without a hit, so
-that the saw-tooth between weight syncs does not make the page flicker.
+that the saw-tooth between weight syncs does not make the page flicker. And a run whose reward is gone is never
+called healthy because its engines agree: the sentence then says that the cause lies elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 import polars as pl
 
 from tailwatch_dashboards import format as fmt
-from tailwatch_dashboards.types import STATES, Baseline, Limits, Reason, State, Verdict
+from tailwatch_dashboards.types import STATES, Baseline, Limits, Reason, Verdict
 
 WINDOW, HITS = 5, 3
 """A rule holds when it is broken in 3 of the last 5 steps."""
@@ -29,7 +30,7 @@ LOW_PRECISION = ("fp8", "int8", "int4", "int6", "w8a8", "w4a", "fp4", "nf4", "aw
 
 METRICS = (
     "tokens", "kl_k1", "kl_k3", "ess_token", "outside_2x", "tail_khat_upper", "tail_khat_lower", "envelope_width_low",
-    "log_ratio_q001", "log_ratio_q999", "invalid_share",
+    "log_ratio_q001", "log_ratio_q999", "invalid_share", "reward_mean",
 )  # fmt: skip
 """Columns the verdict reads; those a table lacks are taken as missing."""
 
@@ -82,7 +83,7 @@ def verdict(table: pl.DataFrame, *, limits: Limits, baseline: Baseline | None) -
     """
     if table.height == 0:
         return Verdict(state="no data", sentence="No steps yet: nothing has been judged.", since_step=None)
-    rows = list(table.iter_rows(named=True))
+    rows = list(_with_reward_lost(table).iter_rows(named=True))
     steps = [int(row["step"]) for row in rows]
     judged = [row for row in rows if row.get("kl_k3") is not None or _value(row, "invalid_share") > 0]
     if not judged:
@@ -102,7 +103,8 @@ def verdict(table: pl.DataFrame, *, limits: Limits, baseline: Baseline | None) -
             since_step=since,
             provisional=provisional,
         )
-    worst = sorted(levels[-1].items(), key=lambda item: -item[1])
+    # A lost reward may be the consequence of a mismatch: what the engines do is said first.
+    worst = sorted(levels[-1].items(), key=lambda item: (item[0] == "RewardDrop", -item[1]))
     last_firing = {rule: _last_row(rows, rule, limits=limits, baseline=baseline) for rule, _ in worst}
     reasons = tuple(
         Reason(
@@ -114,8 +116,23 @@ def verdict(table: pl.DataFrame, *, limits: Limits, baseline: Baseline | None) -
         for rule, level in worst
     )
     return Verdict(
-        state=state, sentence=_bad_sentence(state, reasons), since_step=since, reasons=reasons, provisional=provisional
+        state=state,
+        sentence=_bad_sentence(reasons, judged[-1]),
+        since_step=since,
+        reasons=reasons,
+        provisional=provisional,
     )
+
+
+def _with_reward_lost(table: pl.DataFrame) -> pl.DataFrame:
+    """The table with `reward_recent`, the median of 5 steps, `reward_best`, the highest of these so far, and
+    `reward_lost`, the share of it that is gone; null where the best is not positive."""
+    if "reward_mean" not in table.columns:
+        return table
+    recent = pl.col("reward_mean").rolling_median(WINDOW, min_samples=1)
+    with_best = table.with_columns(reward_recent=recent).with_columns(reward_best=pl.col("reward_recent").cum_max())
+    lost = 1 - pl.col("reward_recent") / pl.col("reward_best")
+    return with_best.with_columns(reward_lost=pl.when(pl.col("reward_best") > 0).then(lost))
 
 
 def _broken(row: Row, *, limits: Limits, baseline: Baseline | None) -> dict[str, int]:
@@ -229,6 +246,15 @@ def _envelope_sentence(row: Row, _limits: Limits, baseline: Baseline | None) -> 
     )
 
 
+def _reward_drop(row: Row, _limits: Limits, _baseline: Baseline | None) -> int:
+    return _level(_value(row, "reward_lost"), 0.5, 0.8)
+
+
+def _reward_sentence(row: Row, _limits: Limits, _baseline: Baseline | None) -> str:
+    recent, best = _value(row, "reward_recent"), _value(row, "reward_best")
+    return f"the mean reward fell to {fmt.number(recent)}, from {fmt.number(best)} at its best"
+
+
 _Rule = Callable[[Row, Limits, Baseline | None], int]
 _Sentence = Callable[[Row, Limits, Baseline | None], str]
 _RULES: dict[str, tuple[_Rule, str, _Sentence]] = {
@@ -237,6 +263,7 @@ _RULES: dict[str, tuple[_Rule, str, _Sentence]] = {
     "TailHeavy": (_tail_heavy, "outside_2x", _tail_sentence),
     "EssLow": (_ess_low, "ess_token", _ess_sentence),
     "EnvelopeGrowth": (_envelope_growth, "envelope_width_low", _envelope_sentence),
+    "RewardDrop": (_reward_drop, "reward_mean", _reward_sentence),
 }
 """By rule: the severity of a step, the metric to look at, and the sentence. Order settles ties."""
 
@@ -252,10 +279,14 @@ def _healthy_sentence(row: Row, *, limits: Limits) -> str:
     return f"Trainer and inference engine agree: KL {fmt.number(k3)} nats per token{line}{effective}."
 
 
-def _bad_sentence(state: State, reasons: tuple[Reason, ...]) -> str:
-    opening = "The two engines have drifted apart" if state == "unhealthy" else "The two engines are drifting apart"
+def _bad_sentence(reasons: tuple[Reason, ...], last: Row) -> str:
+    far = reasons[0].state == "unhealthy"
+    opening = "The two engines have drifted apart" if far else "The two engines are drifting apart"
     if reasons[0].rule == "LogprobInvalid":
         opening = "The log-probs that arrive are not sound"
+    if {reason.rule for reason in reasons} == {"RewardDrop"}:
+        agree = f"trainer and inference engine agree (KL {fmt.number(last.get('kl_k3'))} nats per token)"
+        return f"Not a mismatch: {reasons[0].sentence}, while {agree}. Look for the cause elsewhere."
     return f"{opening}: {reasons[0].sentence}."
 
 

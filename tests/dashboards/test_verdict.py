@@ -156,3 +156,31 @@ def test_the_baseline_moves_from_the_earliest_steps_to_the_window() -> None:
     steady = baseline(flat(100), limits=BF16)
     assert steady is not None
     assert steady.label == "steps 20–70"
+
+
+def test_a_lost_reward_is_not_called_healthy_because_the_engines_agree() -> None:
+    table = flat(kl_k3=1e-13, reward_mean=0.02).with_columns(
+        pl.when(pl.col("step") < 1).then(0.55).otherwise(pl.col("reward_mean")).alias("reward_mean")
+    )
+    reading = judged(table, BF16)
+    assert reading.state == "unhealthy"
+    assert [reason.rule for reason in reading.reasons] == ["RewardDrop"]
+    assert "Not a mismatch" in reading.sentence
+    assert "0.55" in reading.sentence
+
+
+@pytest.mark.parametrize("reward", [0.4, 0.0, -3.0])
+def test_a_steady_reward_says_nothing(reward: float) -> None:
+    assert judged(flat(reward_mean=reward), BF16).state == "healthy"
+
+
+def test_a_reward_that_halves_is_watched_beside_a_mismatch() -> None:
+    table = flat(kl_k3=0.2, reward_mean=0.2).with_columns(
+        pl.when(pl.col("step") < 10).then(0.5).otherwise(pl.col("reward_mean")).alias("reward_mean")
+    )
+    reading = judged(table)
+    assert {reason.rule: reason.state for reason in reading.reasons} == {
+        "MismatchK3High": "unhealthy",
+        "RewardDrop": "watch",
+    }
+    assert "drifted apart" in reading.sentence
