@@ -19,13 +19,3 @@ def dumps(content: Any) -> bytes:
 def json(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer."""
     return Response(dumps(content), status_code=status, headers=dict(headers or {}), media_type="application/json")
-
-
-class Json(Response):
-    """JSON as FastAPI's default answer, so that plain dicts may be returned."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """Encode."""
-        return dumps(content)

@@ -23,7 +23,6 @@ from prometheus_client.process_collector import ProcessCollector
 from starlette.concurrency import run_in_threadpool
 
 from tailwatch_service import exposition, problems
-from tailwatch_service.answers import Json
 from tailwatch_service.api import docs, health, live, pages, registry, runs, series, session, steps
 from tailwatch_service.auth import Gate
 from tailwatch_service.closing import Closer
@@ -76,7 +75,6 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time) ->
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        default_response_class=Json,
         generate_unique_id_function=_operation_id,
     )
     app.state.registry = own_registry
