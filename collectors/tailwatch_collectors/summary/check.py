@@ -14,7 +14,7 @@ import numpy as np
 
 from tailwatch_collectors.errors import FieldError, TailwatchError
 from tailwatch_collectors.summary import schema
-from tailwatch_collectors.summary.grid import Grid, cell_count
+from tailwatch_collectors.summary.grid import Grid, cell_count, cells_of
 from tailwatch_collectors.summary.moments import Moments
 from tailwatch_collectors.summary.scaled import ScaledSums
 from tailwatch_collectors.summary.summary import Slice, Summary
@@ -168,6 +168,12 @@ def _check_extremes(summary: Summary, tokens: int, complete: int) -> None:
         low, high = summary.minima[schema.MINIMA.index(name)], summary.maxima[schema.MAXIMA.index(name)]
         if counts[name] and low > high:
             _refuse(name, f"minimum {low} is above maximum {high}")
+    if tokens:
+        ends = np.array(
+            [summary.minima[schema.MINIMA.index("log_ratio")], summary.maxima[schema.MAXIMA.index("log_ratio")]]
+        )
+        if (cells_of(ends, schema.TOKEN_BITS) != summary.grid.keys[[0, -1]]).any():
+            _refuse("log_ratio", f"extremes {ends.tolist()} are not in the outermost cells of the grid")
 
 
 def _check_lengths(summary: Summary, complete: int) -> None:

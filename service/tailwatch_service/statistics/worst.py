@@ -29,7 +29,7 @@ def worst_tokens(summary: Summary) -> list[WorstToken]:
     found = []
     for sign, worst in ((1.0, summary.worst_upper), (-1.0, summary.worst_lower)):
         for i in range(len(worst.badness)):
-            if worst.badness[i] < 0:  # fewer tokens than places: the other end's
+            if worst.badness[i] <= 0:  # fewer tokens than places: those of the other end, or identical ones
                 continue
             found.append(
                 WorstToken(
