@@ -54,9 +54,9 @@ docs: ## write docs/metrics.md from the registry
 	@scripts/bootstrap.sh service
 	$(BIN)/python scripts/metrics_page.py
 
-screenshots: ## shoot the pages of a live demo (docs/pictures/)
+screenshots: ## shoot the pages of a demo that is running, into docs/pictures/
 	@scripts/bootstrap.sh dev
-	$(BIN)/python scripts/screenshots.py
+	$(BIN)/python scripts/screenshots.py http://127.0.0.1:8321 docs/pictures
 
 clean: ## remove the virtual environment, caches and the demo's data
 	rm -rf $(VENV) .tailwatch-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
