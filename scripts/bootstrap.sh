@@ -51,11 +51,16 @@ dev)
     echo "Installing everything, torch and the test tools included (a few minutes the first time) ..."
     install torch==2.13.0
     install -e collectors -e dashboards -e service -e alp -r requirements-dev.txt
-    if ! command -v chromium >/dev/null; then
-        as_root || fail "the browser tests need Chromium; install the package chromium"
-        echo "Installing Chromium ..."
-        { apt-get update -qq && apt-get install -y -qq chromium; } >"$log" 2>&1 \
-            || fail "could not install chromium; is the network reachable? (whole log: $log)"
+    packages=""
+    command -v chromium >/dev/null || packages="chromium"
+    command -v prometheus >/dev/null || packages="$packages prometheus"
+    command -v prometheus-alertmanager >/dev/null || packages="$packages prometheus-alertmanager"
+    if [ -n "$packages" ]; then
+        as_root || fail "the tests run real browsers and monitors; install the packages: $packages"
+        echo "Installing $packages ..."
+        # shellcheck disable=SC2086  # a list of words
+        { apt-get update -qq && apt-get install -y -qq --no-install-recommends $packages; } >"$log" 2>&1 \
+            || fail "could not install $packages; is the network reachable? (whole log: $log)"
     fi
     ;;
 *) fail "unknown set $want" ;;
