@@ -69,3 +69,88 @@ def _mix(x: int) -> int:
 
 def _signed(word: int) -> int:
     return word - _WORD if word >= _WORD // 2 else word
+
+
+# --- objectives ---------------------------------------------------------------------------------------------------
+
+_Rows = Sequence[Sequence[float]]
+
+
+def level_ratios(d: Sequence[float], *, level: str) -> list[float]:
+    """Log-ratio of each token of one sequence at a level, from d = log numerator - log denominator."""
+    if level == "token":
+        shared = list(d)
+    elif level == "cumulative":
+        shared = [math.fsum(d[: t + 1]) for t in range(len(d))]
+    else:
+        total = math.fsum(d)
+        shared = [total / len(d) if level == "geometric" else total] * len(d)
+    return [min(20.0, max(-20.0, value)) for value in shared]
+
+
+def objective(
+    name: str,
+    *,
+    logprobs: _Rows,
+    infer: _Rows,
+    old: _Rows,
+    advantages: Sequence[float],
+    low: float,
+    high: float,
+    dual: float | None,
+    moved: _Rows | None = None,
+    weight_level: str = "token",
+    weight_low: float = 0.0,
+    weight_high: float = math.inf,
+) -> float:
+    """The loss of an objective over sequences without padding.
+
+    Args:
+        name: as in `loss.OBJECTIVES`.
+        logprobs: log pi, where everything is held that has no gradient.
+        infer: log mu.
+        old: log old.
+        advantages: one per sequence.
+        low: smallest unclipped ratio.
+        high: largest unclipped ratio.
+        dual: dual clip; None: none.
+        moved: log pi where it has a gradient; None: as `logprobs`. Differences in it are the gradient.
+        weight_level: level of w (TIS, MIS).
+        weight_low: smallest w that is kept (MIS, IcePop).
+        weight_high: largest w that is kept, or the cap (TIS).
+    """
+    level = {"sequence": "sequence", "geometric": "geometric", "cumulative": "cumulative", "gspo": "geometric"}
+    denominator = infer if name in {"token", "sequence", "geometric", "cumulative", "bypass"} else old
+    sequences = []
+    for b, row in enumerate(logprobs):
+        d = [x - y for x, y in zip(row, denominator[b], strict=True)]
+        shared = level_ratios(d, level=level.get(name, "token"))
+        w = level_ratios([x - y for x, y in zip(old[b], infer[b], strict=True)], level=weight_level)
+        losses = []
+        for t, frozen in enumerate(row):
+            x = frozen if moved is None else moved[b][t]
+            weight = _weight(name, math.exp(w[t]), low=weight_low, high=weight_high)
+            if name == "cispo":
+                losses.append(-min(high, max(low, math.exp(shared[t]))) * advantages[b] * x)
+            else:
+                ratio = math.exp(shared[t] + x - frozen)
+                losses.append(weight * _clipped(ratio, advantages[b], low=low, high=high, dual=dual))
+        sequences.append(losses)
+    if name == "gspo":
+        return math.fsum(math.fsum(losses) / len(losses) for losses in sequences) / len(sequences)
+    return math.fsum(map(math.fsum, sequences)) / sum(map(len, sequences))
+
+
+def _weight(name: str, w: float, *, low: float, high: float) -> float:
+    if name == "tis":
+        return min(w, high)
+    if name in {"mis", "icepop"}:
+        return w if low <= w <= high else 0.0
+    return 1.0
+
+
+def _clipped(ratio: float, advantage: float, *, low: float, high: float, dual: float | None) -> float:
+    loss = max(-advantage * ratio, -advantage * min(high, max(low, ratio)))
+    if advantage < 0 and dual is not None:
+        loss = min(loss, -advantage * dual)
+    return loss
