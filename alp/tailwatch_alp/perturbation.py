@@ -114,6 +114,11 @@ class Perturbation:
     # --- what can be changed between contexts ---------------------------------------------------------------------
 
     @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The hooked modules: the decoder layers, or the head."""
+        return self._modules
+
+    @property
     def layer_count(self) -> int:
         """Number of layers L of the model, perturbed or not."""
         return len(self._modules)
@@ -212,6 +217,20 @@ class Perturbation:
         self._activations += 1
         if to_prove:
             self._prove_effect(to_prove)
+
+    @contextmanager
+    def probing(self, *, sigma: float, layers: Sequence[int]) -> Iterator[None]:
+        """Contexts entered inside have this sigma on these layers; afterwards everything is as before. For probes."""
+        if self.current is not None:
+            raise NestedActivationError("a probe inside an active context: leave that first")
+        kept = (self.scale, self.layers, self._gain, self._proven, self._changed, self.meter, self._activations)
+        self.scale = Scale(sigma, count=self.layer_count, bounds=(sigma, sigma))
+        self.layers = select_layers(layers, count=self.layer_count)
+        self._gain, self._proven, self.meter = 1.0, {}, Meter(layers=self.layer_count)
+        try:
+            yield
+        finally:
+            self.scale, self.layers, self._gain, self._proven, self._changed, self.meter, self._activations = kept
 
     def effect(self) -> list[LayerEffect]:
         """What the noise did to each layer's input, sampled since sigma, gain or the layers last changed. Waits
