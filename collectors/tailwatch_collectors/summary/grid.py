@@ -31,16 +31,19 @@ def zero_cell(bits: int) -> int:
 
 def magnitude_index(x: NDArray[np.float32], bits: int) -> NDArray[np.int32]:
     """Index of |x| among the positive cells: -1 reads zero, (MAX - MIN) << bits is beyond the grid."""
-    magnitude = x.view(np.int32) & np.int32(0x7FFFFFFF)
-    index = (magnitude >> (_FLOAT32_MANTISSA_BITS - bits)) - np.int32((MIN_EXPONENT + _FLOAT32_BIAS) << bits)
-    clipped: NDArray[np.int32] = np.clip(index, -1, (MAX_EXPONENT - MIN_EXPONENT) << bits)
-    return clipped
+    index: NDArray[np.int32] = x.view(np.int32) & np.int32(0x7FFFFFFF)
+    index >>= _FLOAT32_MANTISSA_BITS - bits
+    index -= np.int32((MIN_EXPONENT + _FLOAT32_BIAS) << bits)
+    return np.clip(index, -1, (MAX_EXPONENT - MIN_EXPONENT) << bits, out=index)
 
 
 def signed_cell(x: NDArray[np.float32], index: NDArray[np.int32], bits: int) -> NDArray[np.int32]:
     """Cell number from the magnitude index and the sign of x."""
-    above = index + np.int32(1)
-    cell: NDArray[np.int32] = np.int32(zero_cell(bits)) + np.where(np.signbit(x), -above, above)
+    sign = x.view(np.int32) >> 31  # 0, or -1 where negative: (n ^ -1) + 1 is -n
+    cell: NDArray[np.int32] = index + np.int32(1)
+    cell ^= sign
+    cell -= sign
+    cell += np.int32(zero_cell(bits))
     return cell
 
 

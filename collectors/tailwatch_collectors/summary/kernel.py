@@ -35,8 +35,8 @@ def summarise(batch: Batch) -> Summary:
     train_V = batch.train_logprobs_N if index_V is None else batch.train_logprobs_N[index_V]
     log_ratio_V = train_V.astype(np.float64) - infer_V
     log_ratio_V += 0.0  # -0.0 becomes 0.0: the two compare equal but are not the same bits
-    lag_V = _lags(batch, index_V)
-    tokens = token_statistics(infer_V, train_V, log_ratio_V, _lag_bucket(lag_V, len(log_ratio_V)))
+    lag_V, lag_bucket_V = _lags(batch, valid, len(log_ratio_V))
+    tokens = token_statistics(infer_V, train_V, log_ratio_V, lag_bucket_V)
     sequences = sequence_statistics(_sequences(batch, valid, infer_V, train_V, log_ratio_V))
     entropies = _entropies(batch, index_V)
     known_lag_V = np.empty(0, np.int64) if lag_V is None else lag_V[lag_V >= 0]
@@ -117,8 +117,23 @@ class _Valid:
     counters: dict[str, int]
 
 
+_FAULTS = (
+    "tokens_masked_out",
+    "tokens_nonfinite_infer",
+    "tokens_nonfinite_train",
+    "tokens_positive",
+    "tokens_invalid_positive",
+    "sequences_incomplete",
+    "tokens_kept_post",
+    "tokens_with_post",
+    "tokens_post_outside",
+)
+
+
 def _validate(batch: Batch) -> _Valid:
     infer_N, train_N = batch.infer_logprobs_N, batch.train_logprobs_N
+    if batch.mask_N is None and batch.mask_post_N is None and _all_sound(infer_N, train_N):
+        return _all_valid(batch)
     mask_N = np.ones(batch.tokens, np.bool_) if batch.mask_N is None else batch.mask_N
     finite_infer_N, finite_train_N = np.isfinite(infer_N), np.isfinite(train_N)
     tolerance = np.float32(schema.POSITIVE_TOLERANCE)
@@ -127,8 +142,7 @@ def _validate(batch: Batch) -> _Valid:
     valid_N = mask_N & finite_N & (highest_N <= tolerance)
     masked_B, count_B = _per_sequence(mask_N, batch), _per_sequence(valid_N, batch)
     complete_B = (masked_B > 0) & (count_B == masked_B)
-    ids = batch.seq_id
-    counters = {
+    counters = dict.fromkeys(_FAULTS, 0) | {
         "tokens_total": batch.tokens,
         "tokens_masked_out": int(np.count_nonzero(~mask_N)),
         "tokens_nonfinite_infer": int(np.count_nonzero(mask_N & ~finite_infer_N)),
@@ -138,10 +152,7 @@ def _validate(batch: Batch) -> _Valid:
         "sequences": int(np.count_nonzero(masked_B > 0)),
         "sequences_incomplete": int(np.count_nonzero((masked_B > 0) & ~complete_B)),
         "sequences_empty": int(np.count_nonzero(masked_B == 0)),
-        "seq_ids_duplicate": 0 if ids is None else len(ids) - len(set(ids)),
-        "tokens_kept_post": 0,
-        "tokens_with_post": 0,
-        "tokens_post_outside": 0,
+        "seq_ids_duplicate": _duplicates(batch),
     }
     if batch.mask_post_N is not None:
         counters["tokens_kept_post"] = int(np.count_nonzero(valid_N & batch.mask_post_N))
@@ -151,35 +162,56 @@ def _validate(batch: Batch) -> _Valid:
     return _Valid(index_V=index_V, valid_N=valid_N, count_B=count_B, complete_B=complete_B, counters=counters)
 
 
+def _all_sound(*arrays: NDArray[np.float32]) -> bool:
+    """Whether every value is a log-prob: two reductions say so, for NaN wins both."""
+    return all(len(x) > 0 and float(x.max()) <= 0 and math.isfinite(float(x.min())) for x in arrays)
+
+
+def _all_valid(batch: Batch) -> _Valid:
+    """The ordinary batch: every token counts."""
+    length_B = batch.lengths_B
+    there_B = length_B > 0
+    counters = dict.fromkeys(_FAULTS, 0) | {
+        "tokens_total": batch.tokens,
+        "sequences": int(np.count_nonzero(there_B)),
+        "sequences_empty": int(np.count_nonzero(~there_B)),
+        "seq_ids_duplicate": _duplicates(batch),
+    }
+    valid_N = np.ones(batch.tokens, np.bool_)
+    return _Valid(index_V=None, valid_N=valid_N, count_B=length_B, complete_B=there_B, counters=counters)
+
+
+def _duplicates(batch: Batch) -> int:
+    return 0 if batch.seq_id is None else len(batch.seq_id) - len(set(batch.seq_id))
+
+
 def _per_sequence(flags_N: BoolArray, batch: Batch) -> Int64Array:
     """[B] how many tokens of each sequence are flagged."""
     before = np.concatenate(([0], np.cumsum(flags_N, dtype=np.int64)))
     return np.diff(before[batch.offsets_B1])
 
 
-def _lags(batch: Batch, index_V: Int64Array | None) -> Int64Array | None:
-    """[V] lag of each valid token in versions; None where it is unknown."""
-    if batch.meta.train_version is None:
-        return None
-    if batch.infer_version_N is not None:
-        version_N = batch.infer_version_N.astype(np.int64)
-    elif batch.infer_version_B is not None:
-        version_N = np.repeat(batch.infer_version_B, batch.lengths_B)
-    else:
-        return None
-    return batch.meta.train_version - (version_N if index_V is None else version_N[index_V])
+def _lags(batch: Batch, valid: _Valid, tokens: int) -> tuple[Int64Array | None, NDArray[np.intp]]:
+    """[V] lag of each valid token in versions, None where it is unknown, and [V] its bucket."""
+    if batch.meta.train_version is not None:
+        if batch.infer_version_N is not None:
+            index_V = valid.index_V
+            version_V = batch.infer_version_N if index_V is None else batch.infer_version_N[index_V]
+            lag_V = batch.meta.train_version - version_V.astype(np.int64)
+            return lag_V, _lag_bucket(lag_V)
+        if batch.infer_version_B is not None:
+            lag_B = batch.meta.train_version - batch.infer_version_B
+            return np.repeat(lag_B, valid.count_B), np.repeat(_lag_bucket(lag_B), valid.count_B)
+    return None, np.full(tokens, schema.LAG_UNKNOWN, np.intp)
 
 
-def _lag_bucket(lag_V: Int64Array | None, tokens: int) -> NDArray[np.intp]:
-    if lag_V is None:
-        return np.full(tokens, schema.LAG_UNKNOWN, np.intp)
-    bucket_V = np.searchsorted(schema.LAG_EDGES, lag_V, side="right") - 1
-    return np.where(lag_V < 0, schema.LAG_NEGATIVE, bucket_V).astype(np.intp)
+def _lag_bucket(lag: Int64Array) -> NDArray[np.intp]:
+    bucket = np.searchsorted(schema.LAG_EDGES, lag, side="right") - 1
+    return np.where(lag < 0, schema.LAG_NEGATIVE, bucket).astype(np.intp)
 
 
 def _lag_grid(lag_K: Int64Array) -> Grid:
-    keys, counts = np.unique(np.minimum(lag_K, schema.MAX_LAG_CELL), return_counts=True)
-    return Grid(keys.astype(np.int64), counts.astype(np.int64)[:, None])
+    return Grid.of_dense(np.bincount(np.minimum(lag_K, schema.MAX_LAG_CELL)))
 
 
 def _entropies(batch: Batch, index_V: Int64Array | None) -> dict[str, tuple[int, float]]:

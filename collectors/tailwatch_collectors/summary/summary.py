@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +50,25 @@ class Slice:
             np.full(buckets, np.inf),
             np.full(buckets, -np.inf),
         )
+
+    def pooled(self, bucket: int, *, buckets: int) -> Slice:
+        """All tokens as one bucket of another partition, which holds them all."""
+        pooled = Slice.empty(1)
+        for index in range(len(self.min_R)):
+            pooled = pooled.merge(self._rows(slice(index, index + 1)))
+        spread = Slice.empty(buckets)
+        for mine, theirs in zip(spread._arrays(), pooled._arrays(), strict=True):
+            mine[bucket] = theirs[0]
+        return spread
+
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        moments, k3 = self.log_ratio_R, self.k3_R
+        counts, sums = self.counts_RC, self.sums_RQ
+        return counts, sums, moments.n, moments.mean, moments.m2, k3.mantissa, k3.exponent, self.min_R, self.max_R
+
+    def _rows(self, rows: slice) -> Slice:
+        counts, sums, n, mean, m2, mantissa, exponent, low, high = (array[rows] for array in self._arrays())
+        return Slice(counts, sums, Moments(n, mean, m2), ScaledSums(mantissa, exponent), low, high)
 
     def merge(self, other: Slice) -> Slice:
         """Bucket by bucket."""

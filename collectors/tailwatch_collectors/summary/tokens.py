@@ -59,8 +59,7 @@ class TokenStatistics:
     identical: int = 0
     zero_filler: int = 0
     outside_grid: int = 0
-    _plain_blocks: list[Float64Array] = field(default_factory=list)
-    _scaled_blocks: list[Float64Array] = field(default_factory=list)
+    _blocks: list[Float64Array] = field(default_factory=list)
 
     def dense_grids(self) -> tuple[Grid, Grid]:
         """The histogram of d, and per probability bin, as sparse grids."""
@@ -72,80 +71,101 @@ def token_statistics(
 ) -> TokenStatistics:
     """Statistics of the valid tokens; all arrays [V], log-probs finite and not above the tolerance."""
     total = TokenStatistics()
+    one_lag = len(lag_bucket_V) > 0 and bool((lag_bucket_V == lag_bucket_V[0]).all())
+    terms_QV = np.empty((len(schema.TOKEN_SCALED) + len(_PLAIN), min(_CHUNK, len(log_ratio_V))))
     for start in range(0, len(log_ratio_V), _CHUNK):
         span = slice(start, start + _CHUNK)
-        _add_chunk(total, infer_V[span], train_V[span], log_ratio_V[span], lag_bucket_V[span])
-    if total._plain_blocks:
-        total.plain_Q = _tree_sum(np.concatenate(total._plain_blocks, axis=1))
-        plain = ScaledSums.of(_tree_sum(np.concatenate(total._scaled_blocks, axis=1)))
-        total.scaled_Q = plain.merge(total.scaled_Q)
+        lag_bucket = None if one_lag else lag_bucket_V[span]
+        _add_chunk(total, infer_V[span], train_V[span], log_ratio_V[span], lag_bucket, terms_QV)
+    if total._blocks:
+        sums = _tree_sum(np.concatenate(total._blocks, axis=1))
+        scaled = len(schema.TOKEN_SCALED)
+        total.scaled_Q = ScaledSums.of(sums[:scaled]).merge(total.scaled_Q)
+        total.plain_Q = sums[scaled:]
+    if one_lag:
+        total.lags = total.bins.pooled(int(lag_bucket_V[0]), buckets=len(schema.LAG_LABELS))
     return total
 
 
 def _add_chunk(
-    total: TokenStatistics, infer: Float32Array, train: Float32Array, d: Float64Array, lag_bucket: IntpArray
+    total: TokenStatistics,
+    infer: Float32Array,
+    train: Float32Array,
+    d: Float64Array,
+    lag_bucket: IntpArray | None,
+    terms_QV: Float64Array,
 ) -> None:
-    extreme = np.abs(d) > _EXTREME
-    has_extreme = bool(extreme.any())
-    normal_d = np.where(extreme, 0.0, d) if has_extreme else d
-    quantities_QV, probability_gap = _quantities(normal_d, infer)
-    k3 = quantities_QV[schema.TOKEN_SCALED.index("k3")]
+    size = np.abs(d)
+    extreme = None if size.max() <= _EXTREME else size > _EXTREME
     p_infer = np.exp(infer, dtype=np.float64)
-    p_train = np.exp(train, dtype=np.float64)
-    if has_extreme:
-        quantities_QV[:, extreme] = 0.0
+    terms_QV = terms_QV[:, : len(d)]
+    terms = dict(zip((*schema.TOKEN_SCALED, *_PLAIN), terms_QV, strict=True))
+    _fill_terms(terms, d if extreme is None else np.where(extreme, 0.0, d))
+    # q * expm1(d) keeps the digits that p - q would cancel.
+    probability_gap = p_infer * (terms["excess_positive"] + terms["excess_negative"])
+    p_train = p_infer * terms["ratio"]
+    if extreme is not None:
+        terms_QV[: len(schema.TOKEN_SCALED), extreme] = 0.0
+        p_train[extreme] = np.exp(train[extreme], dtype=np.float64)
         probability_gap[extreme] = np.abs(p_train[extreme] - p_infer[extreme])
         total.scaled_Q = total.scaled_Q.merge(sum_scaled(*_extreme_quantities(d[extreme])))
-    positive, negative = np.maximum(d, 0.0), np.maximum(-d, 0.0)
-    plain = np.stack([positive, negative, d * d, infer.astype(np.float64), train.astype(np.float64)])
-    total._plain_blocks.append(_block_sums(plain))
-    total._scaled_blocks.append(_block_sums(quantities_QV))
+    np.maximum(d, 0.0, out=terms["log_ratio_positive"])
+    np.subtract(terms["log_ratio_positive"], d, out=terms["log_ratio_negative"])
+    np.multiply(d, d, out=terms["log_ratio_sq"])
+    terms["infer_logprob"][:], terms["train_logprob"][:] = infer, train
+    total._blocks.append(_block_sums(terms_QV))
 
     total.log_ratio = total.log_ratio.merge(moments_of(d))
     total.prob_diff = total.prob_diff.merge(moments_of(probability_gap))
     total.probs = total.probs.merge(CoMoments.of(p_train, p_infer))
     total.prob_diff_max = max(total.prob_diff_max, float(probability_gap.max()))
-    _count(total, infer, train, d)
+    _count(total, infer, train, d, size)
 
-    bins = np.searchsorted(schema.PROBABILITY_LOG_EDGES, infer, side="right")
+    bins = _probability_bins(infer)
     _count_cells(total, d, bins)
-    complement = np.maximum(-np.expm1(infer, dtype=np.float64), 0.0)
-    slice_sums = (positive, negative, complement)
-    for name, bucket in (("bins", bins), ("lags", lag_bucket)):
-        before: Slice = getattr(total, name)
-        added = _slice(d, k3, slice_sums, bucket, extreme if has_extreme else None, buckets=len(before.min_R))
-        setattr(total, name, before.merge(added))
+    sums = (terms["log_ratio_positive"], terms["log_ratio_negative"], np.maximum(1.0 - p_infer, 0.0))
+    total.bins = total.bins.merge(_slice(d, size, terms["k3"], sums, bins, extreme, buckets=schema.PROBABILITY_BINS))
+    if lag_bucket is not None:
+        lags = _slice(d, size, terms["k3"], sums, lag_bucket, extreme, buckets=len(schema.LAG_LABELS))
+        total.lags = total.lags.merge(lags)
 
 
-def _quantities(d: Float64Array, infer: Float32Array) -> tuple[Float64Array, Float64Array]:
-    """[Q, V] the terms of TOKEN_SCALED for |d| <= 300, and [V] |p_train - p_infer|."""
-    excess = np.expm1(d)
-    ratio = np.exp(d)
+def _fill_terms(terms: dict[str, Float64Array], d: Float64Array) -> None:
+    """Write the terms of TOKEN_SCALED for |d| <= 300, all of them from expm1, exp and one logarithm."""
+    excess, ratio = np.expm1(d), np.exp(d, out=terms["ratio"])
     inverse = 1.0 / ratio
-    small = np.abs(d) < _K3_SMALL
     squared = d * d
-    k3 = np.where(small, squared * _horner(d), excess - d)
-    k3_inverse = np.where(small, squared * _horner(-d), inverse - 1.0 + d)
-    weighted = ratio * d
-    half = 0.5 * d
-    js = (1.0 + 0.5 * excess) * (half * np.tanh(half) - np.log1p(2.0 * np.sinh(0.5 * half) ** 2))
-    by_name = {
-        "ratio": ratio,
-        "ratio_sq": ratio * ratio,
-        "excess_positive": np.maximum(excess, 0.0),
-        "excess_negative": np.maximum(-excess, 0.0),
-        "excess_sq": excess * excess,
-        "k3": k3,
-        "k3_inverse": k3_inverse,
-        "reverse_k1_positive": np.maximum(weighted, 0.0),
-        "reverse_k1_negative": np.maximum(-weighted, 0.0),
-        "reverse_k3": np.maximum(d * excess - k3, 0.0),
-        "js": np.maximum(js, 0.0),
-        "ratio_abs": np.maximum(ratio, inverse),
-    }
-    # q * expm1(d) keeps the digits that p - q would cancel.
-    gap = np.abs(np.exp(infer, dtype=np.float64) * excess)
-    return np.stack([by_name[name] for name in schema.TOKEN_SCALED]), gap
+    k3 = np.subtract(excess, d, out=terms["k3"])
+    small = squared < _K3_SMALL**2
+    if small.all():
+        np.multiply(squared, _horner(d), out=k3)
+    else:
+        inside = d[small]
+        k3[small] = inside * inside * _horner(inside)
+    product = d * excess
+    weighted = d * ratio
+    np.multiply(ratio, ratio, out=terms["ratio_sq"])
+    np.multiply(excess, excess, out=terms["excess_sq"])
+    np.maximum(excess, 0.0, out=terms["excess_positive"])
+    np.subtract(terms["excess_positive"], excess, out=terms["excess_negative"])
+    np.maximum(weighted, 0.0, out=terms["reverse_k1_positive"])
+    np.subtract(terms["reverse_k1_positive"], weighted, out=terms["reverse_k1_negative"])
+    # w d - w + 1 = d expm1(d) - k3, and e^-d - 1 + d is that over w: neither subtracts numbers near 1.
+    reverse = np.maximum(np.subtract(product, k3, out=terms["reverse_k3"]), 0.0, out=terms["reverse_k3"])
+    np.multiply(reverse, inverse, out=terms["k3_inverse"])
+    np.maximum(ratio, inverse, out=terms["ratio_abs"])
+    # JS = d e / 4 - (1 + e/2) ln cosh(d/2), with cosh^2(d/2) = 1 + e^2 / (4 w).
+    log_cosh = 0.5 * np.log1p(0.25 * terms["excess_sq"] * inverse)
+    js = np.subtract(0.25 * product, (1.0 + 0.5 * excess) * log_cosh, out=terms["js"])
+    np.maximum(js, 0.0, out=js)
+
+
+def _probability_bins(infer: Float32Array) -> IntpArray:
+    """Bin of each token: how many edges it has reached. Nineteen comparisons cost a sixth of a binary search."""
+    bins = np.zeros(len(infer), np.uint8)
+    for edge in schema.PROBABILITY_LOG_EDGES:
+        bins += (infer >= edge).view(np.uint8)
+    return bins.astype(np.intp)
 
 
 def _extreme_quantities(d: Float64Array) -> tuple[Float64Array, NDArray[np.int64]]:
@@ -179,6 +199,7 @@ def _extreme_quantities(d: Float64Array) -> tuple[Float64Array, NDArray[np.int64
 
 def _slice(
     d: Float64Array,
+    size: Float64Array,
     k3: Float64Array,
     sums: tuple[Float64Array, ...],
     bucket: IntpArray,
@@ -187,7 +208,6 @@ def _slice(
     buckets: int,
 ) -> Slice:
     """Token statistics per bucket of one chunk."""
-    size = np.abs(d)
     counts = [
         np.bincount(bucket, minlength=buckets),
         np.bincount(bucket[size > schema.LOG_RATIO_THRESHOLDS[schema.RATIO_THRESHOLDS.index(2.0)]], minlength=buckets),
@@ -216,12 +236,15 @@ def _slice(
     )
 
 
-def _count(total: TokenStatistics, infer: Float32Array, train: Float32Array, d: Float64Array) -> None:
+def _count(
+    total: TokenStatistics, infer: Float32Array, train: Float32Array, d: Float64Array, size: Float64Array
+) -> None:
     """Exact counts over thresholds, and of values that look like filler."""
     # searchsorted counts the thresholds passed; a reversed cumulative sum turns that into exceedances.
-    passed = np.searchsorted(schema.LOG_RATIO_THRESHOLDS, np.abs(d), side="left")
+    beyond = d[size > schema.LOG_RATIO_THRESHOLDS[0]]  # few, in a sound run
+    passed = np.searchsorted(schema.LOG_RATIO_THRESHOLDS, np.abs(beyond), side="left")
     levels = len(schema.LOG_RATIO_THRESHOLDS) + 1
-    for counts, side in ((total.above, d > 0), (total.below, d < 0)):
+    for counts, side in ((total.above, beyond > 0), (total.below, beyond < 0)):
         np.add(counts, np.bincount(passed[side], minlength=levels)[::-1].cumsum()[::-1][1:], out=counts)
     total.identical += int(np.count_nonzero(d == 0))
     infer_filler = (infer == 0) & (train < schema.FILLER_BELOW)
