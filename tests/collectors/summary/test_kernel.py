@@ -32,21 +32,23 @@ def test_one_lag_for_all_is_what_many_lags_add_up_to(family: str) -> None:
     assert alone.lags.counts_RC[:, 0].tolist() == [0, 0, 0, 4_000, 0, 0, 0, 0, 0]
     by_token = replace(batch, infer_version_B=None, infer_version_N=np.full(batch.tokens, 6, np.int32))
     assert_identical(summarise(by_token), alone)
-    # One other lag sends every token the long way; without that sequence the bucket must be the same.
-    versions = np.array([6] * 7 + [5], np.int64)
-    both = summarise(replace(batch, infer_version_B=versions)).lags._rows(slice(3, 4))
-
-    assert both.counts_RC[0, 0] == 4_000  # lag 4 falls into the same bucket
+    # A ninth sequence of another lag sends every token the long way; the bucket of the eight must be the same.
+    ninth = replace(
+        batch,
+        offsets_B1=np.append(batch.offsets_B1, batch.tokens + 1),
+        infer_logprobs_N=np.append(batch.infer_logprobs_N, np.float32(-1)),
+        train_logprobs_N=np.append(batch.train_logprobs_N, np.float32(-2)),
+        infer_version_B=np.array([6] * 8 + [9], np.int64),
+    )
+    mixed = summarise(ninth)
+    assert mixed.lags.counts_RC[:, 0].tolist() == [1, 0, 0, 4_000, 0, 0, 0, 0, 0]
+    both = mixed.lags._rows(slice(3, 4))
     one = alone.lags._rows(slice(3, 4))
     assert (both.min_R, both.max_R) == (one.min_R, one.max_R)
     np.testing.assert_allclose(both.sums_RQ, one.sums_RQ, rtol=1e-12)
     np.testing.assert_allclose(both.log_ratio_R.m2, one.log_ratio_R.m2, rtol=1e-9)
     np.testing.assert_array_equal(both.k3_R.exponent, one.k3_R.exponent)
     np.testing.assert_allclose(both.k3_R.mantissa, one.k3_R.mantissa, rtol=1e-12)
-
-
-def test_lags_three_and_four_share_a_bucket() -> None:
-    assert schema.LAG_LABELS[3] == "3-4"
 
 
 @pytest.mark.parametrize("n", [1, 31, 33, 4_096, 4_097, 100_003])
