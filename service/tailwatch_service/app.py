@@ -23,7 +23,8 @@ from prometheus_client.process_collector import ProcessCollector
 from starlette.concurrency import run_in_threadpool
 
 from tailwatch_service import exposition, problems
-from tailwatch_service.api import docs, health, live, pages, registry, runs, series, session, steps
+from tailwatch_service.alerts.desk import Desk
+from tailwatch_service.api import alerts, docs, health, live, pages, registry, runs, series, session, steps
 from tailwatch_service.auth import Gate
 from tailwatch_service.closing import Closer
 from tailwatch_service.counters import Counters
@@ -38,6 +39,7 @@ from tailwatch_service.storage import keys
 from tailwatch_service.storage.database import Database
 from tailwatch_service.storage.segments import Segments
 from tailwatch_service.storage.writer import Writer
+from tailwatch_service.types import Event
 
 API = "/api/v1"
 """Where the API lives."""
@@ -80,11 +82,19 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time) ->
     app.state.registry = own_registry
     app.add_middleware(Edge, counters=counters)
     problems.install(app)
-    for router in (ingest.router, runs.router, series.router, steps.router, live.router, registry.router):
+    for router in (
+        ingest.router,
+        runs.router,
+        series.router,
+        steps.router,
+        live.router,
+        registry.router,
+        alerts.router,
+    ):
         app.include_router(router, prefix=API)
     app.include_router(session.router)
     app.include_router(session.router, prefix=API, include_in_schema=False)
-    for router in (health.router, exposition.router, docs.router, pages.router):
+    for router in (health.router, exposition.router, docs.router, alerts.runbooks, pages.router):
         app.include_router(router)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -117,12 +127,30 @@ def _open(settings: Settings, counters: Counters, clock: Callable[[], float]) ->
     hub = Hub()
     writer = Writer(db, clock=clock)
     segments = Segments(settings.data_dir / "segments")
+    desk = Desk.open(
+        db,
+        settings=settings,
+        clock=clock,
+        count=lambda name, outcome: counters.deliveries.labels(name, outcome).inc(),
+    )
+
+    def tell(event: Event) -> None:
+        hub.wake(event.run_id)
+        desk.wake()
+
     closer = Closer(
-        db, settings=settings, clock=clock, on_close=lambda event: hub.wake(event.run_id), segments=segments
+        db,
+        settings=settings,
+        clock=clock,
+        on_close=tell,
+        segments=segments,
+        judge=desk.judge,
+        watch=desk.watch,
     )
     pipeline = Pipeline(db, writer, segments=segments, settings=settings, clock=clock, wake=closer.wake)
     writer.start()
     closer.start()
+    desk.start()
     return Services(
         settings=settings,
         db=db,
@@ -130,6 +158,7 @@ def _open(settings: Settings, counters: Counters, clock: Callable[[], float]) ->
         segments=segments,
         pipeline=pipeline,
         closer=closer,
+        desk=desk,
         hub=hub,
         counters=counters,
         gate=Gate(requests_per_minute=settings.limits.requests_per_minute),
@@ -143,6 +172,7 @@ def _close(services: Services) -> None:
     services.pool.shutdown()
     services.writer.close()
     services.closer.close()
+    services.desk.close()
     services.db.close()
 
 

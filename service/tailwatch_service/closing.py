@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from tailwatch_collectors import summary as summaries
+from tailwatch_service.alerts.judging import Judge
+from tailwatch_service.alerts.watch import Watch
 from tailwatch_service.settings import Settings
 from tailwatch_service.statistics import compute
 from tailwatch_service.storage import chunks, pending, runs
@@ -112,6 +114,8 @@ class Closer:
         clock: Callable[[], float] = time.time,
         on_close: Callable[[Event], None] = lambda _event: None,
         segments: Segments | None = None,
+        judge: Judge | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Make a closer.
 
@@ -119,14 +123,18 @@ class Closer:
             db: the database.
             settings: grace, sweep interval, silence after which a run is lost.
             clock: Unix seconds.
-            on_close: called in the closer's thread after a `step_closed` or `step_revised` event is durable.
+            on_close: called in the closer's thread after an event of a step or of an alert is durable.
             segments: swept of orphans, where tokens may be kept.
+            judge: judges each step in the transaction that closes it.
+            watch: looks after alerts when the sweep comes by.
         """
         self._db = db
         self._settings = settings
         self._clock = clock
         self._on_close = on_close
         self._segments = segments
+        self._judge = judge
+        self._watch = watch
         self._woken: set[SeriesKey] = set()
         self._unsealed: set[int] = set()
         self._signal = threading.Condition()
@@ -192,6 +200,9 @@ class Closer:
         while self._unsealed:
             chunks.seal(self._db, self._unsealed.pop())
         runs.announce_states(self._db, now=now, lost_after_s=self._settings.lost_after_s)
+        if self._watch is not None:
+            for event in self._watch.sweep(now=now):
+                self._on_close(event)
 
     def housekeep(self) -> None:
         """Drop summaries of steps closed long ago, and segments that no row refers to."""
@@ -211,7 +222,13 @@ class Closer:
             return None
         expected = expected_ranks(step, previous=previous)
         merged = merge(parts, coverage=coverage(step, expected=expected), expected=expected)
-        return pending.commit(self._db, step, merged, now=self._clock())
+        now = self._clock()
+        judge = self._judge
+        if judge is None:
+            return pending.commit(self._db, step, merged, now=now)
+        return pending.commit(
+            self._db, step, merged, now=now, judge=lambda connection: judge.closed(connection, step, merged, now=now)
+        )
 
     def _is_overdue(self, step: PendingStep) -> bool:
         quiet_s = self._clock() - step.last_at

@@ -46,4 +46,10 @@ class Counters:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.deliveries = Counter(
+            "tailwatch_alert_deliveries",
+            "Tries to deliver an alert, by destination and what became of them.",
+            ["destination", "outcome"],
+            registry=registry,
+        )
         self.live_streams = Gauge("tailwatch_live_streams", "Live streams open now.", registry=registry)

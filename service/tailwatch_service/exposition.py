@@ -21,7 +21,7 @@ from tailwatch_service.auth import OPEN
 from tailwatch_service.errors import Forbidden
 from tailwatch_service.services import Services, ServicesDep
 from tailwatch_service.statistics.registry import METRICS
-from tailwatch_service.storage import runs, steps
+from tailwatch_service.storage import alerts, runs, steps
 from tailwatch_service.types import Run, StepRecord
 
 MAX_RUNS = 1000
@@ -73,7 +73,19 @@ class RunsCollector:
             state.add_metric(labels, 0.0 if run.state == "lost" else 1.0)
             alp.add_metric(labels, 0.0)
             seen.add_metric(labels, run.last_seen_at)
-        yield from (state, alp, seen)
+        yield from (state, alp, seen, self._alerts({(run.spec.project, run.spec.name) for run, _ in latest}))
+
+    def _alerts(self, shown: set[tuple[str, str]]) -> GaugeMetricFamily:
+        firing = GaugeMetricFamily(
+            "tailwatch_alert_firing",
+            "1 while a rule fires and is not silenced.",
+            labels=(*_LABELS, "rule", "severity"),
+        )
+        for line in alerts.firing(self._services.db, project=self._project):
+            # An idle run leaves the exposition with all it has.
+            if (line.project, line.run) in shown:
+                firing.add_metric(line, 1.0)
+        return firing
 
     def _busy(self) -> Iterable[Run]:
         """Runs heard of lately, archived ones left out."""

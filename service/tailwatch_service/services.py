@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
+from tailwatch_service.alerts.desk import Desk
 from tailwatch_service.closing import Closer
 from tailwatch_service.counters import Counters
 from tailwatch_service.hub import Hub
@@ -32,6 +33,8 @@ class Services:
     segments: Segments
     pipeline: Pipeline
     closer: Closer
+    desk: Desk
+    """Rules, alerts and their couriers."""
     hub: Hub
     counters: Counters
     gate: Gate

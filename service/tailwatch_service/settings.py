@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from tailwatch_collectors.errors import FieldError
 from tailwatch_collectors.wire import WireLimits
@@ -108,6 +109,20 @@ class Settings:
     """Threads that decode and summarise."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    rules_file: Path | None = None
+    """TOML file of changes to the rules, for all projects."""
+    alert_webhook_url: str | None = None
+    """Where alerts are posted in the form of Alertmanager's webhook, version 4."""
+    alertmanager_url: str | None = None
+    """Root of an Alertmanager that alerts are sent to by its API, version 2."""
+    alerts_allow_private: bool = False
+    """Whether alerts may be sent to loopback and private addresses; link-local ones have to be named."""
+    alerts_allowed_hosts: tuple[str, ...] = ()
+    """Host names, addresses and networks that alerts may be sent to whatever they resolve to."""
+    alerts_timeout_s: float = 5.0
+    """Longest time one delivery may take, from connecting to the answer."""
+    alertmanager_resend_s: float = 60.0
+    """Seconds after which Alertmanager is told again what still fires; it lets go of an alert after four times that."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, all of them at once."""
@@ -173,7 +188,8 @@ def _findings(settings: Settings) -> list[FieldError]:
     if settings.log_level not in {"debug", "info", "warning", "error"}:
         reason = f"{settings.log_level!r} is not debug, info, warning or error"
         found.append(FieldError(column="log_level", reason=reason))
-    positive = ("sweep_interval_s", "live_heartbeat_s", "live_poll_s", "cookie_hours", "worker_threads")
+    positive = ("sweep_interval_s", "live_heartbeat_s", "live_poll_s", "cookie_hours", "worker_threads",
+                "alerts_timeout_s", "alertmanager_resend_s")  # fmt: skip
     values = {name: getattr(settings, name) for name in positive}
     values |= {
         f"limits.{limit.name}": getattr(settings.limits, limit.name)
@@ -181,7 +197,20 @@ def _findings(settings: Settings) -> list[FieldError]:
         if limit.name != "requests_per_minute" or settings.limits.requests_per_minute < 0
     }
     found += [FieldError(column=name, reason=f"{value} is not above 0") for name, value in values.items() if value <= 0]
-    return found
+    return [*found, *_urls(settings)]
+
+
+def _urls(settings: Settings) -> Iterator[FieldError]:
+    """Addresses that nothing could ever be sent to."""
+    for name in ("alert_webhook_url", "alertmanager_url", "public_url"):
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        parts = urlsplit(value)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            yield FieldError(column=name, reason=f"{value!r:.120} is not an http or https address")
+        elif parts.username is not None:
+            yield FieldError(column=name, reason="holds a user name; credentials in an address end up in logs")
 
 
 def _from_toml(path: Path) -> dict[str, Any]:
@@ -225,6 +254,7 @@ _PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "float": (float, "a number"),
     "bool": (_boolean, "true or false"),
     "Path": (Path, "a path"),
+    "Path | None": (Path, "a path"),
     "tuple[str, ...]": (_names, "a list of names"),
 }
 

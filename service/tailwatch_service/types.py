@@ -15,6 +15,9 @@ from tailwatch_collectors.types import Phase
 BatchKind = Literal["tokens", "summary"]
 RunState = Literal["running", "finished", "lost"]
 Scope = Literal["read", "write", "control", "admin"]
+Severity = Literal["warning", "critical"]
+AlertState = Literal["pending", "firing", "acknowledged", "silenced", "resolved"]
+Transition = Literal["hit", "fired", "escalated", "cleared"]
 
 
 class SeriesKey(NamedTuple):
@@ -174,3 +177,65 @@ class ApiKey:
     scopes: frozenset[Scope]
     created_at: float
     revoked_at: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What a rule found at one step: a hit, or the step at which it fired, escalated or cleared."""
+
+    rule: str
+    slice: str
+    """Part of the run that was judged; empty: all of it."""
+    transition: Transition
+    severity: Severity
+    metric: str
+    value: float | None
+    """None where the rule cleared on a step without a value."""
+    threshold: float | None
+    """Line the value was held against, in the metric's unit; None: there was none."""
+    baseline: float | None
+    """Median of the run's own past; None where it was not used."""
+    score: float | None
+    """Robust z, or growth factor; None for plain lines."""
+    basis: str
+    """What it was compared with, in words."""
+    hits: int
+    """Steps of the window that broke the rule."""
+    window: int
+    """Length of the window, steps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Alert:
+    """One incident of one rule on one slice of a run, from the first hit to its resolution."""
+
+    alert_id: str
+    run_id: str
+    rule: str
+    slice: str
+    fingerprint: str
+    """[16] hexadecimal digits of (run, rule, slice): at most one open alert has it."""
+    state: AlertState
+    severity: Severity
+    """The worst so far."""
+    finding: Finding
+    """The finding that fired it, or the first hit while pending."""
+    summary: str
+    description: str
+    evidence: Mapping[str, Any]
+    """Frozen at firing: metrics of the steps around it, worst tokens, the run's description. Empty while pending."""
+    started_at: float
+    started_step: int | None
+    fired_at: float | None
+    fired_step: int | None
+    acknowledged_at: float | None
+    acknowledged_by: str | None
+    silenced_until: float | None
+    note: str | None
+    notified: bool
+    """Whether receivers were told that it fires, and so have to be told that it ends."""
+    resolved_at: float | None
+    resolved_step: int | None
+    resolved_reason: str | None
+    """cleared, run_finished, run_archived or rule_disabled."""
+    updated_at: float

@@ -105,7 +105,7 @@ def message(event: Event) -> dict[str, Any]:
         "attempt": event.attempt,
         **{
             name: event.payload[name]
-            for name in ("stream", "phase", "update_index", "revision")
+            for name in ("stream", "phase", "update_index", "revision", "alert_id", "rule", "severity")
             if name in event.payload
         },
     }

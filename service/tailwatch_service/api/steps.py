@@ -12,6 +12,7 @@ from tailwatch_collectors import summary as summaries
 from tailwatch_collectors import wire
 from tailwatch_collectors.summary import Summary
 from tailwatch_service import answers
+from tailwatch_service.api.alerts import finding_json
 from tailwatch_service.api.deps import ServicesDep, StepDep
 from tailwatch_service.errors import NotFound
 from tailwatch_service.services import Services
@@ -20,7 +21,7 @@ from tailwatch_service.statistics.histogram import Tail, histogram, survival
 from tailwatch_service.statistics.registry import METRICS
 from tailwatch_service.statistics.slices import SliceRow, slices
 from tailwatch_service.statistics.worst import WorstToken, worst_tokens
-from tailwatch_service.storage import batches
+from tailwatch_service.storage import batches, findings
 from tailwatch_service.types import StepRecord
 
 router = APIRouter(tags=["steps"], prefix="/runs/{run}/steps/{step}")
@@ -32,7 +33,7 @@ STILL_OPEN = "the step is still open"
 
 
 @router.get("", summary="One step in full")
-def get_step(step: StepDep) -> Response:
+def get_step(services: ServicesDep, step: StepDep) -> Response:
     """Every metric of the registry: a number, or null with the reason under `missing`."""
     missing = dict(step.missing) if step.closed else dict.fromkeys(METRICS, STILL_OPEN)
     reasons = {name: missing.get(name, "not computed when this step closed") for name in METRICS}
@@ -49,7 +50,7 @@ def get_step(step: StepDep) -> Response:
         "missing": {name: reason for name, reason in reasons.items() if name not in step.metrics},
         "intervals": {},
         "slices": _slices(step),
-        "findings": [],
+        "findings": [finding_json(found) for found in findings.of_step(services.db, step.key)],
     }
     return answers.json(content)
 

@@ -23,7 +23,9 @@ from tailwatch_service.types import Run
 
 router = APIRouter(tags=["ingest"])
 
-OWN_KINDS = frozenset({"step_closed", "step_revised", "run_created", "attempt_started", "state_changed"})
+OWN_KINDS = frozenset({"step_closed", "step_revised", "run_created", "attempt_started", "state_changed"}) | {
+    f"alert_{what}" for what in ("firing", "escalated", "acknowledged", "silenced", "unsilenced", "resolved")
+}
 """Kinds of events that only the service makes."""
 
 _LOOK_BACK = 256

@@ -7,7 +7,7 @@ that were merged. Two replicas that close the same step therefore close it once,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -151,8 +151,18 @@ def parts(db: Database, step: PendingStep) -> Parts | None:
     return Parts(bytes(base), [bytes(row.summary) for row in rows if not row.merged])
 
 
-def commit(db: Database, step: PendingStep, merged: Merged, *, now: float) -> Event | None:
-    """Close a step, or raise its revision, with its event; None where it changed meanwhile (it stays pending)."""
+def commit(
+    db: Database,
+    step: PendingStep,
+    merged: Merged,
+    *,
+    now: float,
+    judge: Callable[[sa.Connection], None] = lambda _connection: None,
+) -> Event | None:
+    """Close a step, or raise its revision, with its event; None where it changed meanwhile (it stays pending).
+
+    `judge` is called last, inside the transaction.
+    """
     series, number = step.key
     here = sa.and_(_steps.c.series_id == step.series_id, _steps.c.step == number)
     with db.write() as connection:
@@ -182,7 +192,7 @@ def commit(db: Database, step: PendingStep, merged: Merged, *, now: float) -> Ev
         largest = schema.runs.c.last_step
         run = sa.update(schema.runs).where(schema.runs.c.run_id == series.run_id)
         connection.execute(run.values(last_step=larger(sa.func.coalesce(largest, number), sa.literal(number))))
-        return events.insert(
+        event = events.insert(
             connection,
             series.run_id,
             kind="step_revised" if step.closed else "step_closed",
@@ -191,6 +201,8 @@ def commit(db: Database, step: PendingStep, merged: Merged, *, now: float) -> Ev
             attempt=series.attempt,
             payload=_pointer(series, revision=revision, coverage=merged.coverage),
         )
+        judge(connection)
+        return event
 
 
 def drop_summaries(db: Database, *, merged_before: float, limit: int = 20) -> int:

@@ -221,6 +221,114 @@ heartbeats = sa.Table(
     sqlite_with_rowid=False,
 )
 
+findings = sa.Table(
+    "findings",
+    metadata,
+    _series(primary_key=True),
+    sa.Column("step", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("rule", sa.String(64), primary_key=True),
+    sa.Column("slice", sa.String(256), primary_key=True),
+    sa.Column("transition", sa.String(16), nullable=False),
+    sa.Column("severity", sa.String(16), nullable=False),
+    sa.Column("metric", sa.String(128), nullable=False),
+    sa.Column("value", sa.Double),
+    sa.Column("threshold", sa.Double),
+    sa.Column("baseline", sa.Double),
+    sa.Column("score", sa.Double),
+    sa.Column("basis", sa.Text, nullable=False),
+    sa.Column("hits", sa.BigInteger, nullable=False),
+    sa.Column("window_steps", sa.BigInteger, nullable=False),
+    sa.Column("revised", sa.Boolean, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+judgements = sa.Table(
+    "judgements",
+    metadata,
+    _run(primary_key=True),
+    sa.Column("stream", sa.String(256), primary_key=True),
+    sa.Column("phase", sa.String(32), nullable=False),
+    sa.Column("attempt", sa.BigInteger, nullable=False),
+    sa.Column("series_id", _Serial, nullable=False),
+    sa.Column("last_step", sa.BigInteger, nullable=False),
+    sa.Column("last_closed_at", _Seconds, nullable=False),
+    sa.Column("state", sa.JSON, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+alerts = sa.Table(
+    "alerts",
+    metadata,
+    sa.Column("alert_id", sa.String(32), primary_key=True),
+    _run(),
+    sa.Column("rule", sa.String(64), nullable=False),
+    sa.Column("slice", sa.String(256), nullable=False),
+    sa.Column("fingerprint", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("severity", sa.String(16), nullable=False),
+    sa.Column("finding", sa.JSON, nullable=False),
+    sa.Column("summary", sa.Text, nullable=False),
+    sa.Column("description", sa.Text, nullable=False),
+    sa.Column("evidence", sa.JSON, nullable=False),
+    sa.Column("started_at", _Seconds, nullable=False),
+    sa.Column("started_step", sa.BigInteger),
+    sa.Column("fired_at", _Seconds),
+    sa.Column("fired_step", sa.BigInteger),
+    sa.Column("acknowledged_at", _Seconds),
+    sa.Column("acknowledged_by", sa.String(64)),
+    sa.Column("silenced_until", _Seconds),
+    sa.Column("note", sa.Text),
+    sa.Column("notified", sa.Boolean, nullable=False),
+    sa.Column("resolved_at", _Seconds),
+    sa.Column("resolved_step", sa.BigInteger),
+    sa.Column("resolved_reason", sa.String(32)),
+    sa.Column("updated_at", _Seconds, nullable=False),
+    sa.Index("ix_alerts_run_id_started_at", "run_id", "started_at"),
+    sa.Index("ix_alerts_started_at", "started_at"),
+)
+
+_unresolved = alerts.c.resolved_at.is_(None)
+sa.Index("ix_alerts_open", alerts.c.fingerprint, unique=True, sqlite_where=_unresolved, postgresql_where=_unresolved)
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("number", _Serial, primary_key=True),
+    sa.Column("delivery_id", sa.String(32), nullable=False, unique=True),
+    sa.Column("alert_id", sa.String(32), sa.ForeignKey("alerts.alert_id", ondelete="CASCADE")),
+    sa.Column("destination", sa.String(32), nullable=False),
+    sa.Column("notice", sa.String(16), nullable=False),
+    sa.Column("payload", sa.JSON, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("attempts", sa.BigInteger, nullable=False),
+    sa.Column("next_at", _Seconds, nullable=False),
+    sa.Column("created_at", _Seconds, nullable=False),
+    sa.Column("done_at", _Seconds),
+    sa.Column("last_error", sa.Text),
+    sa.Index("ix_deliveries_alert_id", "alert_id"),
+)
+
+_undone = deliveries.c.done_at.is_(None)
+sa.Index(
+    "ix_deliveries_undone",
+    deliveries.c.destination,
+    deliveries.c.number,
+    sqlite_where=_undone,
+    postgresql_where=_undone,
+)
+
+rule_overrides = sa.Table(
+    "rule_overrides",
+    metadata,
+    sa.Column("project", sa.String(256), primary_key=True),
+    sa.Column("run", sa.String(32), primary_key=True),
+    sa.Column("run_id", sa.String(32), sa.ForeignKey("runs.run_id", ondelete="CASCADE")),
+    sa.Column("changes", sa.JSON, nullable=False),
+    sa.Column("actor", sa.String(64), nullable=False),
+    sa.Column("updated_at", _Seconds, nullable=False),
+    sqlite_with_rowid=False,
+)
+
 api_keys = sa.Table(
     "api_keys",
     metadata,
