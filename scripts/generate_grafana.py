@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tailwatch_dashboards import grafana
+from tailwatch_service.detection.rules import RULES
 from tailwatch_service.exposition import name_of
 from tailwatch_service.statistics.registry import METRICS, Metric
 
@@ -30,6 +31,7 @@ def info(metric: Metric) -> grafana.MetricInfo:
         healthy=metric.healthy,
         missing_when=metric.missing_when,
         aliases=metric.aliases,
+        runbooks=tuple(name for name, rule in RULES.items() if metric.name in {check.metric for check in rule.checks}),
     )
 
 

@@ -196,6 +196,11 @@ def test_an_explanation_holds_formula_direction_and_healthy_range() -> None:
         assert part in text
 
 
+def test_an_explanation_leads_to_the_runbooks() -> None:
+    assert "[KlSpike](${tailwatch}/runbooks/KlSpike)" in explain(INFOS["kl_k3"])
+    assert "unbooks" not in explain(INFOS["infer_ppl"])
+
+
 def test_quantiles_are_one_chart_with_one_query() -> None:
     (panel,) = [panel for panel in shown(committed("run.json")) if panel["title"] == "Quantiles of the log ratio"]
 
@@ -205,6 +210,7 @@ def test_quantiles_are_one_chart_with_one_query() -> None:
     assert sorted(looks) == sorted(f"Q{info.quantile}" for info in INFOS.values() if info.quantile is not None)
     assert looks["Q0.001"][0] == looks["Q0.999"][0]
     assert looks["Q0.001"] != looks["Q0.999"]
+    assert {"id": "displayName", "value": "P0.1 of d"} in looks["Q0.001"]
 
 
 def test_links_lead_to_the_run() -> None:

@@ -57,6 +57,8 @@ class MetricInfo:
     missing_when: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Tool to its name for the metric."""
+    runbooks: tuple[str, ...] = ()
+    """Rules that judge it, which are the names of their runbooks."""
 
     @property
     def grafana_unit(self) -> str:
@@ -88,7 +90,8 @@ class MetricInfo:
 
 
 def explain(metric: MetricInfo) -> str:
-    """The metric in Markdown: what it means, formula, direction, healthy range, when it is missing, other names."""
+    """The metric in Markdown: what it means, formula, direction, healthy range, when it is missing, other names,
+    runbooks."""
     lines = [f"**{metric.title}** (`{metric.name}`): {metric.description}", f"`{metric.formula}`"]
     if metric.kl_direction:
         lines.append(f"Direction: {metric.kl_direction}.")
@@ -102,4 +105,7 @@ def explain(metric: MetricInfo) -> str:
         lines.append(
             "Elsewhere: " + "; ".join(f"{tool} `{name}`" for tool, name in sorted(metric.aliases.items())) + "."
         )
+    if metric.runbooks:
+        links = ", ".join(f"[{name}](${{tailwatch}}/runbooks/{name})" for name in metric.runbooks)
+        lines.append(f"Runbooks: {links}.")
     return "  \n".join(lines)

@@ -203,7 +203,8 @@ def _fan(members: Sequence[MetricInfo]) -> list[tuple[str, list[Any]]]:
     for metric in members:
         place = sorted(colours).index(_depth(metric))
         lower = float(metric.quantile or 0) < 0.5
-        looks.append((f"Q{metric.quantile}", panels.fixed(panels.PALETTE[place % len(panels.PALETTE)], dashed=lower)))
+        look = panels.fixed(panels.PALETTE[place % len(panels.PALETTE)], dashed=lower)
+        looks.append((f"Q{metric.quantile}", [*look, panels.Property("displayName", metric.title)]))
     return looks
 
 
