@@ -25,11 +25,11 @@ from starlette.concurrency import run_in_threadpool
 from tailwatch_service import exposition, problems
 from tailwatch_service.alerts.desk import Desk
 from tailwatch_service.api import alerts, docs, health, live, pages, registry, runs, series, session, steps
-from tailwatch_service.auth import Gate
 from tailwatch_service.closing import Closer
 from tailwatch_service.counters import Counters
 from tailwatch_service.edge import Edge
 from tailwatch_service.errors import SettingsError
+from tailwatch_service.gate import Gate
 from tailwatch_service.hub import Hub
 from tailwatch_service.ingest import routes as ingest
 from tailwatch_service.pipeline import Pipeline
@@ -161,7 +161,7 @@ def _open(settings: Settings, counters: Counters, clock: Callable[[], float]) ->
         desk=desk,
         hub=hub,
         counters=counters,
-        gate=Gate(requests_per_minute=settings.limits.requests_per_minute),
+        gate=Gate(db, settings=settings, clock=clock),
         pool=ThreadPoolExecutor(settings.worker_threads, thread_name_prefix="tailwatch-ingest"),
         clock=clock,
     )

@@ -17,8 +17,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
-from tailwatch_service.auth import OPEN
 from tailwatch_service.errors import Forbidden
+from tailwatch_service.gate import OPEN
 from tailwatch_service.services import Services, ServicesDep
 from tailwatch_service.statistics.registry import METRICS
 from tailwatch_service.storage import alerts, runs, steps
@@ -68,12 +68,14 @@ class RunsCollector:
         seen = GaugeMetricFamily(
             "tailwatch_last_update_timestamp_seconds", "Unix time a run was last heard of.", labels=_LABELS
         )
+        ended = GaugeMetricFamily("tailwatch_run_finished", "1 once a run said that it finished.", labels=_LABELS)
         for run, _ in latest:
             labels = (run.spec.project, run.spec.name)
+            ended.add_metric(labels, float(run.state == "finished"))
             state.add_metric(labels, 0.0 if run.state == "lost" else 1.0)
             alp.add_metric(labels, 0.0)
             seen.add_metric(labels, run.last_seen_at)
-        yield from (state, alp, seen, self._alerts({(run.spec.project, run.spec.name) for run, _ in latest}))
+        yield from (state, alp, seen, ended, self._alerts({(run.spec.project, run.spec.name) for run, _ in latest}))
 
     def _alerts(self, shown: set[tuple[str, str]]) -> GaugeMetricFamily:
         firing = GaugeMetricFamily(
@@ -141,7 +143,7 @@ def render(services: Services, registry: CollectorRegistry, *, project: str | No
 @router.get("/metrics", tags=["health"], summary="Prometheus exposition")
 async def get_metrics(request: Request, services: ServicesDep) -> Response:
     """Open on loopback; elsewhere it takes a key with the read scope."""
-    principal = OPEN if services.settings.loopback else await services.gate.principal(request, services)
+    principal = OPEN if services.settings.loopback else await services.gate.principal(request)
     if not principal.may("read"):
         raise Forbidden("this key may not read")
     registry: CollectorRegistry = request.app.state.registry

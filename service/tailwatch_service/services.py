@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import Depends, Request
 
 from tailwatch_service.alerts.desk import Desk
 from tailwatch_service.closing import Closer
 from tailwatch_service.counters import Counters
+from tailwatch_service.gate import Gate
 from tailwatch_service.hub import Hub
 from tailwatch_service.pipeline import Pipeline
 from tailwatch_service.settings import Settings
 from tailwatch_service.storage.database import Database
 from tailwatch_service.storage.segments import Segments
 from tailwatch_service.storage.writer import Writer
-
-if TYPE_CHECKING:
-    from tailwatch_service.auth import Gate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,9 +16,10 @@ from tailwatch_collectors.types import MAX_NAME_LENGTH, MAX_STEP
 from tailwatch_service import answers, auth, body
 from tailwatch_service.alerts.judging import effective
 from tailwatch_service.api.deps import ReadableRun, Reader, ServicesDep, Writer
-from tailwatch_service.auth import Principal, check_project, visible_run
+from tailwatch_service.auth import check_project, visible_run
 from tailwatch_service.detection import overrides
 from tailwatch_service.errors import NotFound, Unprocessable
+from tailwatch_service.gate import Principal
 from tailwatch_service.services import Services
 from tailwatch_service.storage import alerts, findings, keys, outbox, rules
 from tailwatch_service.storage.alerts import Placed, Which

@@ -20,8 +20,9 @@ from tailwatch_dashboards import pages, plotlyjs
 from tailwatch_dashboards.types import RunRow
 from tailwatch_service import answers
 from tailwatch_service.api import page_data
-from tailwatch_service.auth import Principal, ReadableRun, Reader, visible_run
+from tailwatch_service.auth import ReadableRun, Reader, visible_run
 from tailwatch_service.errors import NotFound, Unauthorized
+from tailwatch_service.gate import Principal
 from tailwatch_service.services import Services, ServicesDep
 from tailwatch_service.storage import runs
 
@@ -162,7 +163,7 @@ _STEP_DIGITS = 15
 async def _visitor(request: Request, services: Services) -> Principal | None:
     """Who looks at a page; None where they must sign in first."""
     try:
-        found = await services.gate.principal(request, services)
+        found = await services.gate.principal(request)
     except Unauthorized:
         return None
     return found if found.may("read") else None

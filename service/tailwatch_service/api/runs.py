@@ -13,8 +13,9 @@ from tailwatch_collectors.errors import FieldError
 from tailwatch_collectors.types import MAX_NAME_LENGTH, MAX_RANK, MAX_STEP
 from tailwatch_service import answers, auth, body
 from tailwatch_service.api.deps import ReadableRun, Reader, ServicesDep, WritableRun, Writer
-from tailwatch_service.auth import Principal, check_project
+from tailwatch_service.auth import check_project
 from tailwatch_service.errors import Unprocessable
+from tailwatch_service.gate import Principal
 from tailwatch_service.services import Services
 from tailwatch_service.storage import events, heartbeats, keys, runs, scalars, steps
 from tailwatch_service.types import Event, Run, RunSpec

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from tailwatch_service import answers, auth, body
+from tailwatch_service import answers, body, gate
 from tailwatch_service.api.deps import ServicesDep
 from tailwatch_service.errors import BadRequest, Forbidden, Unauthorized
 from tailwatch_service.services import Services
@@ -35,8 +35,8 @@ async def post_login(
 ) -> Response:
     """Takes {"key": ...} as JSON, or a form with the field `key` and then leads on to `next`."""
     client = request.client.host if request.client else "unknown"
-    services.gate.spend(f"login {client}", per_minute=auth.LOGINS_PER_MINUTE)
-    if not auth.same_origin(request, services.settings, required=False):
+    services.gate.spend(f"login {client}", per_minute=gate.LOGINS_PER_MINUTE)
+    if not gate.same_origin(request, services.settings, required=False):
         raise Forbidden(f"origin {request.headers.get('origin')!r:.120} is another site")
     media_type = body.media_type(request, accepted=("application/json", FORM))
     secret = await _secret(request, media_type)
@@ -52,11 +52,11 @@ async def post_login(
     else:
         answer = answers.json({"key_id": key.key_id, "scopes": sorted(key.scopes), "project": key.project})
     answer.set_cookie(
-        auth.COOKIE,
+        gate.COOKIE,
         token,
         max_age=int(life_s),
         path="/",
-        secure=auth.is_https(request, services.settings),
+        secure=gate.is_https(request, services.settings),
         httponly=True,
         samesite="strict",
     )
@@ -66,14 +66,14 @@ async def post_login(
 @router.post("/logout", status_code=204, summary="End the login")
 async def post_logout(request: Request, services: ServicesDep) -> Response:
     """Ends the session on the server too; without one there is nothing to do."""
-    if not auth.same_origin(request, services.settings, required=False):
+    if not gate.same_origin(request, services.settings, required=False):
         raise Forbidden(f"origin {request.headers.get('origin')!r:.120} is another site")
-    token = request.cookies.get(auth.COOKIE)
+    token = request.cookies.get(gate.COOKIE)
     if token:
         await run_in_threadpool(keys.close_session, services.db, token)
         services.gate.forget()
     answer = Response(status_code=204)
-    answer.delete_cookie(auth.COOKIE, path="/", httponly=True, samesite="strict")
+    answer.delete_cookie(gate.COOKIE, path="/", httponly=True, samesite="strict")
     return answer
 
 

@@ -78,22 +78,30 @@ class Band:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """A share of tokens that should be next to nothing: above a fixed line and, with `factor`, above so many times
-    what is usual in this run."""
+    """A share of tokens that should be next to nothing: above a line and, with `factor`, above so many times what is
+    usual in this run. A line of its own guards the window in which nobody knows what is usual."""
 
     warning: float
     critical: float
     factor: float | None = None
+    guard_warning: float = 0.0
+    """With `factor`: the line while the past is too short."""
+    guard_critical: float = 0.0
     min_history: int = 20
 
     def read(self, value: float, context: Context) -> Reading:
         """The reading."""
-        usual = statistics.median(context.history) if len(context.history) >= self.min_history else 0.0
-        floor = 0.0 if self.factor is None else self.factor * usual
-        line = max(self.warning, floor)
-        level = 2 if value > max(self.critical, floor) else int(value > line)
-        basis = "absolute line" if floor <= self.warning else f"{self.factor:g} times the usual share"
-        return Reading(level=level, clear=value <= line, value=value, threshold=line, basis=basis)
+        usual, basis = None, "absolute line"
+        warning, critical = self.warning, self.critical
+        if self.factor is not None and len(context.history) < self.min_history:
+            warning, critical = max(warning, self.guard_warning), max(critical, self.guard_critical)
+            basis = f"absolute line: {len(context.history)} of {self.min_history} earlier steps"
+        elif self.factor is not None:
+            usual = statistics.median(context.history)
+            warning, critical = max(warning, self.factor * usual), max(critical, self.factor * usual)
+            basis = f"{self.factor:g} times the usual share of {_past(context)}"
+        level = 2 if value > critical else int(value > warning)
+        return Reading(level=level, clear=value <= warning, value=value, threshold=warning, baseline=usual, basis=basis)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
