@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from tailwatch_service.app import create_app
-from tailwatch_service.auth import COOKIE, Gate, is_https
 from tailwatch_service.errors import SettingsError, TooManyRequests
+from tailwatch_service.gate import COOKIE, Gate, is_https
 from tailwatch_service.settings import Limits, Settings
 from tailwatch_service.storage import keys
+from tailwatch_service.storage.database import Database
 from tailwatch_service.types import Scope
 from tests.service.support import API, Live, Start, make_batch, problem
 
@@ -242,9 +243,10 @@ async def test_requests_of_a_key_are_limited(start: Start) -> None:
         assert (await live.client.get(f"{API}/runs", headers=second)).status_code == 200
 
 
-def test_the_bucket_refills_evenly() -> None:
+def test_the_bucket_refills_evenly(tmp_path: Path) -> None:
     now = 0.0
-    gate = Gate(requests_per_minute=60, clock=lambda: now)
+    db = Database.open(None, data_dir=tmp_path)
+    gate = Gate(db, settings=Settings(), monotonic=lambda: now)
     for _ in range(60):
         gate.spend("k", per_minute=60)
     with pytest.raises(TooManyRequests) as caught:
@@ -256,6 +258,7 @@ def test_the_bucket_refills_evenly() -> None:
     with pytest.raises(TooManyRequests):
         gate.spend("k", per_minute=60)
     gate.spend("k", per_minute=0)
+    db.close()
 
 
 async def _start_up(**settings: Any) -> None:
