@@ -26,10 +26,11 @@ CHARTS = (
 
 _RUNS = '{project=~"$project"}'
 _ALERTS = 'project=~"$project|"'
-_FIRING = f'ALERTS{{alertstate="firing", {_ALERTS}}}'
+_FIRING = f'sum(ALERTS{{alertstate="firing", {_ALERTS}}}) or vector(0)'
 _AGE = f"time() - max by (project, run) (tailwatch_last_update_timestamp_seconds{_RUNS})"
 _STEP = f"max by (project, run) (tailwatch_train_step{_RUNS})"
 _UP = f"max by (project, run) (tailwatch_run_up{_RUNS})"
+_OPEN = f"sum by (project, run) (tailwatch_alert_firing{_RUNS}) or 0 * {_UP}"
 _BY_RUN = "{{project}} / {{run}}"
 _SILENCE = Bounds(upper=300.0)
 
@@ -72,30 +73,38 @@ def _numbers() -> Iterator[Panel]:
         "Runs",
         about="Runs heard of within TAILWATCH_IDLE_AFTER_S, archived ones left out.",
         unit="short",
-        span=6,
+        span=5,
         expr=f"count({_UP}) or vector(0)",
     )
     yield panels.number(
         "Runs lost",
         about="Runs that went silent without saying that they had finished.",
         unit="short",
-        span=6,
+        span=5,
         expr=f"count({_UP} == 0) or vector(0)",
         bounds=Bounds(upper=0.5),
     )
     yield panels.number(
         "Alerts firing",
-        about="Alerts of Prometheus' own rules that fire now; 0 where none are loaded.",
+        about="Of Tailwatch's own rules, silenced ones left out.",
         unit="short",
-        span=6,
-        expr=f"sum({_FIRING}) or vector(0)",
+        span=5,
+        expr=f"sum(tailwatch_alert_firing{_RUNS}) or vector(0)",
+        bounds=Bounds(upper=0.5),
+    )
+    yield panels.number(
+        "Prometheus alerts",
+        about="Rules of Prometheus that fire, those about the service among them; 0 where none are loaded.",
+        unit="short",
+        span=5,
+        expr=_FIRING,
         bounds=Bounds(upper=0.5),
     )
     yield panels.number(
         "Tokens per second",
         about="Taken in over all replicas.",
         unit="short",
-        span=6,
+        span=4,
         expr="sum(rate(tailwatch_ingest_tokens_total[$__rate_interval]))",
     )
 
@@ -109,7 +118,7 @@ def _table(metrics: Mapping[str, MetricInfo]) -> Panel:
             *((metric.title, metric.grafana_unit, _last(metric), metric.bounds()) for metric in shown),
             ("Last step", "none", _STEP, None),
             ("Silent for", "s", _AGE, _SILENCE),
-            ("Alerts firing", "short", f"sum by (project, run) ({_FIRING}) or 0 * {_UP}", Bounds(upper=0.5)),
+            ("Alerts firing", "short", _OPEN, Bounds(upper=0.5)),
         ],
     )
 
@@ -152,8 +161,8 @@ def _life() -> Iterator[Panel]:
     )
     yield panels.chart(
         "Alerts firing",
-        about="Per run; alerts about the service have no run.",
+        about="Of Tailwatch's own rules, silenced ones left out.",
         unit="short",
         by_run=True,
-        queries=[panels.query(f"sum by (project, run) ({_FIRING}) or 0 * {_UP}", legend=_BY_RUN)],
+        queries=[panels.query(_OPEN, legend=_BY_RUN)],
     )

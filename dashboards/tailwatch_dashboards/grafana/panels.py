@@ -58,6 +58,7 @@ def chart(
     log: bool = False,
     bounds: Bounds | None = None,
     by_run: bool = False,
+    shades: bool = False,
     linked: bool = True,
     colours: Sequence[tuple[str, Sequence[Any]]] = (),
     span: int = 8,
@@ -72,6 +73,7 @@ def chart(
         log: draw on a logarithmic axis.
         bounds: healthy range, as dashed lines.
         by_run: the series are runs.
+        shades: the series have no fixed number, as runs have none.
         linked: the series carry project and run, so a click can lead to them.
         colours: (name of a series, its properties), where a query gives several series of fixed names.
         span: width in grid columns.
@@ -79,7 +81,9 @@ def chart(
     panel = timeseries.Panel().title(title).description(about).unit(unit).span(span).height(8).datasource(SOURCE)
     panel = panel.line_width(1.5).fill_opacity(0).show_points(common.VisibilityMode.AUTO).point_size(4)
     panel = panel.legend(_legend()).tooltip(_tooltip()).no_value("no data")
-    panel = panel.color_scheme(_colour(models.FieldColorModeId.SHADES if by_run else models.FieldColorModeId.FIXED))
+    panel = panel.color_scheme(
+        _colour(models.FieldColorModeId.SHADES if by_run or shades else models.FieldColorModeId.FIXED)
+    )
     if log:
         scale = common_builders.ScaleDistributionConfig().type(common.ScaleDistribution.LOG).log(10)
         panel = panel.scale_distribution(scale)

@@ -111,7 +111,8 @@ ROWS: Mapping[str, tuple[str, tuple[Group, ...]]] = {
 """Family of the registry to the title and the charts of its row."""
 
 _ONE = '{project="$project", run="$run"}'
-_FIRING = 'ALERTS{alertstate="firing", project="$project", run="$run"}'
+_ALERTS = f"tailwatch_alert_firing{_ONE}"
+_QUIET = f'label_replace(0 * max by (project, run) (tailwatch_run_up{_ONE}), "rule", "none", "", "")'
 
 
 def run(metrics: Mapping[str, MetricInfo]) -> Dashboard:
@@ -137,6 +138,7 @@ def run(metrics: Mapping[str, MetricInfo]) -> Dashboard:
     made = made.with_row(builders.Row("Now"))
     for number in _numbers(metrics):
         made = made.with_panel(number)
+    made = made.with_panel(_alerts())
     for title, groups in rows(metrics):
         made = made.with_row(builders.Row(title))
         for group, members in groups:
@@ -261,8 +263,23 @@ def _numbers(metrics: Mapping[str, MetricInfo]) -> Iterator[Panel]:
     )
     yield panels.number(
         "Alerts firing",
-        about="Alerts of Prometheus' own rules for this run that fire now; 0 where none are loaded.",
+        about="Of Tailwatch's own rules for this run, silenced ones left out.",
         unit="short",
-        expr=f"sum({_FIRING}) or vector(0)",
+        expr=f"sum({_ALERTS}) or vector(0)",
         bounds=Bounds(upper=0.5),
+    )
+
+
+def _alerts() -> Panel:
+    return panels.chart(
+        "Alerts by rule",
+        about="1 while a rule of Tailwatch fires and is not silenced.",
+        unit="short",
+        span=panels.WIDTH,
+        shades=True,
+        queries=[
+            panels.query(
+                f"max by (project, run, rule, severity) ({_ALERTS}) or {_QUIET}", legend="{{rule}} {{severity}}"
+            )
+        ],
     )
