@@ -476,20 +476,25 @@ def test_recording_inside_a_record_does_not_hang(service: FakeService, monkeypat
 def test_recording_in_a_signal_handler_does_not_hang(service: FakeService) -> None:
     """A handler that interrupts `record` anywhere records too, from the same thread."""
     fired = 0
+    armed = True
 
     def handler(number: int, frame: object) -> None:
         nonlocal fired
         fired += 1
         _record(collector, 10_000 + fired)
+        # Armed anew only now: a slow machine would otherwise nest handlers without end.
+        if armed:
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
 
     previous = signal.signal(signal.SIGALRM, handler)
     try:
         with _connect(service, queue_batches=100_000) as collector:
-            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
             try:
                 for step in range(300):
                     _record(collector, step)
             finally:
+                armed = False
                 signal.setitimer(signal.ITIMER_REAL, 0)
             assert collector.flush(120)
             stats = collector.stats
