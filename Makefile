@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lab lab-checkpoint lab-recordings bench-ingest docs screenshots clean
+.PHONY: help demo test check format lab lab-checkpoint lab-recordings bench-ingest generated screenshots clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,9 +50,11 @@ bench-ingest: ## tokens/s through HTTP, as a ratio to the same service fed JSON 
 	@scripts/bootstrap.sh dev
 	$(BIN)/python -m bench.ingest
 
-docs: ## write docs/metrics.md from the registry
-	@scripts/bootstrap.sh service
+generated: ## write what comes from the registry and the rules: docs/metrics.md, Grafana, Prometheus, runbooks
+	@scripts/bootstrap.sh dev
 	$(BIN)/python scripts/metrics_page.py
+	$(BIN)/python scripts/generate_grafana.py
+	$(BIN)/python scripts/generate_rules.py
 
 screenshots: ## shoot the pages of a demo that is running, into docs/pictures/
 	@scripts/bootstrap.sh dev

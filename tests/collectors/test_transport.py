@@ -128,12 +128,18 @@ def test_problems_are_read(service: FakeService, transport: HttpTransport) -> No
     assert not answer.accepted
 
 
-@pytest.mark.parametrize(
-    ("value", "low", "high"),
-    [("7", 7, 7), (formatdate(time.time() + 100, usegmt=True), 50, 101), (formatdate(0, usegmt=True), 0, 0)],
-)
-def test_retry_after(service: FakeService, transport: HttpTransport, value: str, low: float, high: float) -> None:
-    service.script("things", status=429, headers={"Retry-After": value})
+def test_retry_after_in_seconds(service: FakeService, transport: HttpTransport) -> None:
+    service.script("things", status=429, headers={"Retry-After": "7"})
+
+    assert _post(transport).retry_after == 7
+
+
+@pytest.mark.parametrize(("ahead", "low", "high"), [(1000, 500, 1001), (-1000, 0, 0)])
+def test_retry_after_as_a_date(
+    service: FakeService, transport: HttpTransport, ahead: float, low: float, high: float
+) -> None:
+    date = formatdate(time.time() + ahead, usegmt=True)
+    service.script("things", status=429, headers={"Retry-After": date})
 
     retry_after = _post(transport).retry_after
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_metrics_page_is_current() -> None:
-    assert ROOT.joinpath("docs", "metrics.md").read_text(encoding="utf-8") == metrics_page(), "run `make docs`"
+    assert ROOT.joinpath("docs", "metrics.md").read_text(encoding="utf-8") == metrics_page(), "run `make generated`"
 
 
 def test_metrics_page_holds_every_metric_once() -> None:

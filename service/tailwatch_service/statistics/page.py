@@ -18,7 +18,7 @@ _FAMILIES = {
 
 _HEAD = r"""# Metrics
 
-Generated from the registry (`service/tailwatch_service/statistics/registry.py`) by `make docs`; do not edit.
+Generated from the registry (`service/tailwatch_service/statistics/registry.py`) by `make generated`; do not edit.
 
 For each sampled response token: `mu` is its log-prob under the **inference** engine that sampled it, `pi` the log-prob
 of the same token under the **training** engine, $d = \pi - \mu$ the log importance ratio and $w = e^{d}$ the ratio. N
