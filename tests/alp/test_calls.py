@@ -27,11 +27,11 @@ class Actor:
     def compute_log_prob(self) -> Tensor:
         self.actor_module.eval()
         with torch.no_grad():
-            return torch.cat([self._forward_micro_batch(part) for part in BATCH.split(2)])
+            return torch.cat([self._forward_micro_batch(part) for part in BATCH.chunk(2)])
 
     def update_policy(self) -> None:
         self.actor_module.train()
-        for part in BATCH.split(2):
+        for part in BATCH.chunk(2):
             logprobs = self._forward_micro_batch(part)
             logprobs.mean().backward()  # type: ignore[no-untyped-call]
             self.updates.append(logprobs.detach())
@@ -48,7 +48,7 @@ def test_updates_are_perturbed_and_recomputed_log_probs_are_not() -> None:
     assert torch.equal(actor.compute_log_prob(), clean)
     noisy = torch.cat(actor.updates)
     assert not torch.equal(noisy, clean)
-    for number, part in enumerate(BATCH.split(2)):  # each micro-batch has the noise of its number
+    for number, part in enumerate(BATCH.chunk(2)):  # each micro-batch has the noise of its number
         with perturbation.active(step=7, micro_batch=number):
             expected = chosen_logprobs(actor.actor_module(part), part)
         assert torch.equal(expected, actor.updates[number])
