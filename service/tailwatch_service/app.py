@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tailwatch_service import exposition, problems
 from tailwatch_service.alerts.desk import Desk
-from tailwatch_service.api import alerts, docs, health, live, pages, registry, runs, series, session, steps
+from tailwatch_service.api import alerts, docs, health, live, pages, registry, runs, series, session, steps, whatif
 from tailwatch_service.closing import Closer
 from tailwatch_service.counters import Counters
 from tailwatch_service.edge import Edge
@@ -87,6 +87,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time) ->
         runs.router,
         series.router,
         steps.router,
+        whatif.router,
         live.router,
         registry.router,
         alerts.router,

@@ -74,8 +74,8 @@ CORRECTIONS: Mapping[str, Correction] = {
         Correction(
             name="ppo_clip", title="PPO clip on train/infer", quantity="token", effect="clips", weighted=True,
             lower=_lower(0.8), upper=_upper(1.2, most=10.0),
-            description="The ratio to the inference policy stands in PPO's own clip (bypass mode): above with a positive "
-            "advantage, or below with a negative one, a token loses its gradient.",
+            description="The ratio to the inference policy stands in PPO's own clip (bypass mode): above with "
+            "a positive advantage, or below with a negative one, a token loses its gradient.",
             reference="verl bypass_mode, slime --use-rollout-logprobs",
         ),
         Correction(
@@ -86,15 +86,15 @@ CORRECTIONS: Mapping[str, Correction] = {
         ),
         Correction(
             name="cispo", title="CISPO", quantity="token", effect="truncates", weighted=True, upper=_upper(5.0),
-            description="The weight is cut at the bound and every token keeps its gradient: what Token TIS does, in the "
-            "loss and with a wider bound.",
+            description="The weight is cut at the bound and every token keeps its gradient: what Token TIS does, in "
+            "the loss and with a wider bound.",
             reference="MiniMax-M1 (arXiv 2506.13585), TRL loss_type=cispo",
         ),
         Correction(
             name="m2po", title="M2PO", quantity="token", effect="budget", weighted=True,
             budget=Bound(default=0.04, least=0.0005, most=0.5),
-            description="Tokens with the largest |d| are dropped until the mean of d² over the rest is within the budget. "
-            "The published form looks only at tokens whose advantage points outwards: this is its upper limit.",
+            description="Tokens with the largest |d| are dropped until the mean of d² over the rest is within the "
+            "budget. The published form looks only at tokens whose advantage points outwards: this is its upper limit.",
             reference="M2PO (arXiv 2510.01161), AReaL m2_threshold",
         ),
         Correction(

@@ -11,22 +11,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tailwatch_collectors.summary import Summary, schema
-from tailwatch_collectors.summary.grid import Grid, cell_count, cell_edges, cell_values, zero_cell
+from tailwatch_collectors.summary.grid import cell_count
+from tailwatch_service.statistics.cells import (
+    LARGEST_LOG,
+    Cells,
+    Cut,
+    Float64Array,
+    cells_of,
+    cut_at,
+    mean_exp,
+    reach_of_budget,
+)
 from tailwatch_service.statistics.corrections import CORRECTIONS, Bound, Correction
 from tailwatch_service.statistics.ess import ess
-from tailwatch_service.statistics.ratios import ratios
-from tailwatch_service.statistics.values import sequence_mean
-
-Float64Array = NDArray[np.float64]
+from tailwatch_service.statistics.values import NO_SEQUENCES, NO_TOKENS, sequence_mean, token_mean
 
 NO_SIGNS = "depends on the sign of each token's advantage, which the grid of tokens does not hold"
 _GRID_OF = {"product": "S", "geometric": "g", "smallest": "min"}
-_LARGEST_LOG = 700.0
 
 
 class WhatIfError(ValueError):
@@ -72,7 +78,7 @@ class Outcome:
     signs: tuple[SignShare, ...]
     """By sign of the advantage; empty for tokens, whose grid has no signs."""
     ess_before: float
-    """Of the unweighted-by-anything-else ratios, in (0, 1]."""
+    """Of the raw ratios, in (0, 1]; 1 where what stays weighs 1."""
     ess_after: float | None
     """(sum of weights)² over n times the sum of their squares; None: see `missing`."""
     mean_before: float | None
@@ -125,74 +131,41 @@ def what_if(
     of_tokens = known.quantity == "token"
     count = summary.tokens if of_tokens else summary.count("sequences_complete")
     if count == 0:
-        return "no valid tokens" if of_tokens else "no complete sequences"
+        return NO_TOKENS if of_tokens else NO_SEQUENCES
     parts = _parts(summary, known)
-    if known.effect == "budget":
-        # The bounds that the budget comes to: symmetric in d.
-        reach = _reach_of_budget(parts[0], float(bounds["budget"] or 0.0))
-        low, high = -reach, reach
-    else:
-        low, high = _log(bounds["lower"], -math.inf), _log(bounds["upper"], math.inf)
-    cuts = [_cut(part, low, high) for part in parts]
-    before = ess(summary)["ess_token" if of_tokens else "ess_sequence"]
-    mean = ratios(summary)["ratio_mean"] if of_tokens else sequence_mean(summary)("ratio")
-    if known.quantity == "geometric":
-        mean = sequence_mean(summary)("geometric_ratio")
-    above, below = (sum(getattr(cut, side) for cut in cuts) for side in ("above", "below"))
-    error = sum(cut.unsure for cut in cuts)
-    if of_tokens and known.effect != "budget":
-        above, below, error = _exact(summary, bounds, above, below, cuts[0])
+    bounds = _with_reach(bounds, parts[0])
+    low, high = _log(bounds["lower"], -math.inf), _log(bounds["upper"], math.inf)
+    cuts = [cut_at(part, low, high) for part in parts]
+    sides = _sides_of_tokens(summary, bounds, cuts[0]) if of_tokens else _sides(cuts)
     touched = [_touched(known, cut, sign) for cut, sign in zip(cuts, _signs(known), strict=True)]
-    share = (above + below if of_tokens else sum(units for units, _ in touched)) / count
-    weights = None if known.effect == "clips" and of_tokens else _weights(known, cuts, low, high)
+    share = (sides.above + sides.below if of_tokens else sum(units for units, _ in touched)) / count
+    after = None if known.effect == "clips" and of_tokens else _weights(known, cuts, low, high)
+    ess_before, mean_before = _before(summary, known, parts, count)
     return Outcome(
         correction=name,
-        lower=math.exp(low) if known.effect == "budget" else bounds["lower"],
-        upper=math.exp(min(high, _LARGEST_LOG)) if known.effect == "budget" else bounds["upper"],
-        budget=bounds["budget"],
+        **bounds,
         unit="tokens" if of_tokens else "sequences",
         count=count,
         share=share,
-        above=above / count,
-        below=below / count,
-        share_error=error / count,
-        token_share=share if of_tokens else sum(tokens for _, tokens in touched) / _tokens(cuts),
-        signs=() if of_tokens else _by_sign(cuts, touched),
-        ess_before=float(before),
-        ess_after=None if weights is None else weights.ess(count),
-        mean_before=float(mean) if isinstance(mean, float) and math.isfinite(mean) else None,
-        mean_after=None if weights is None else weights.mean(count),
-        missing=NO_SIGNS if weights is None else None,
+        above=sides.above / count,
+        below=sides.below / count,
+        share_error=sides.unsure / count,
+        token_share=share if of_tokens else sum(tokens for _, tokens in touched) / _tokens(parts),
+        signs=() if of_tokens else _by_sign(parts, touched),
+        ess_before=ess_before,
+        ess_after=after.ess(count) if after else None,
+        mean_before=mean_before,
+        mean_after=after.mean(count) if after else None,
+        missing=None if after else NO_SIGNS,
     )
 
 
-# --- cells ---
+class _Sides(NamedTuple):
+    """Units beyond the bounds."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Cells:
-    """Occupied cells: d is uniform in [low, high], or equal to both."""
-
-    low: Float64Array
-    high: Float64Array
-    units: Float64Array
-    tokens: Float64Array
-
-
-@dataclass(frozen=True, slots=True)
-class _Cut:
-    """Cells cut at two bounds."""
-
-    cells: _Cells
-    below: float
     above: float
+    below: float
     unsure: float
-    """Units in the cells that a bound divides."""
-    below_tokens: float
-    above_tokens: float
-    inside_low: Float64Array
-    inside_high: Float64Array
-    inside_units: Float64Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,174 +177,129 @@ class _Weights:
     square: float
 
     def ess(self, count: int) -> float:
+        """(sum w)^2 / (n sum w^2); 0 where nothing is left."""
         return min(1.0, self.total**2 / (count * self.square)) if self.square > 0 else 0.0
 
     def mean(self, count: int) -> float | None:
-        return self.total / count * math.exp(self.shift) if self.shift < _LARGEST_LOG else None
+        """Mean weight; None where it exceeds float64."""
+        return self.total / count * math.exp(self.shift) if self.shift < LARGEST_LOG else None
 
 
-def _parts(summary: Summary, known: Correction) -> list[_Cells]:
+def _parts(summary: Summary, known: Correction) -> list[Cells]:
     """The grid of the correction's quantity: one part for tokens, one per sign of the advantage for sequences."""
     if known.quantity == "token":
         low = float(summary.minima[schema.MINIMA.index("log_ratio")])
         high = float(summary.maxima[schema.MAXIMA.index("log_ratio")])
-        return [_cells(summary.grid, bits=schema.TOKEN_BITS, low=low, high=high)]
-    grid = schema.SEQUENCE_GRIDS.index(_GRID_OF[known.quantity]) * len(schema.ADVANTAGE_SIGNS)
+        return [cells_of(summary.grid, bits=schema.TOKEN_BITS, low=low, high=high)]
+    signs = len(schema.ADVANTAGE_SIGNS)
+    first = schema.SEQUENCE_GRIDS.index(_GRID_OF[known.quantity]) * signs
     size = cell_count(schema.SEQUENCE_BITS)
-    parts = range(grid, grid + len(schema.ADVANTAGE_SIGNS))
-    return [_cells(summary.sequence_grid.part(part, size=size), bits=schema.SEQUENCE_BITS) for part in parts]
+    grids = (summary.sequence_grid.part(first + sign, size=size) for sign in range(signs))
+    return [cells_of(grid, bits=schema.SEQUENCE_BITS) for grid in grids]
 
 
 def _signs(known: Correction) -> Sequence[str]:
     return ("unknown",) if known.quantity == "token" else schema.ADVANTAGE_SIGNS
 
 
-def _cells(grid: Grid, *, bits: int, low: float = -math.inf, high: float = math.inf) -> _Cells:
-    """Cells of a grid, kept within the exact extremes; zero's and the outermost are points."""
-    keys, edges, values = grid.keys, cell_edges(bits), cell_values(bits)
-    point = (keys == zero_cell(bits)) | (keys == 0) | (keys == cell_count(bits) - 1)
-    start = np.where(point, values[keys], np.maximum(edges[keys], low))
-    end = np.where(point, values[keys], np.minimum(edges[keys + 1], high))
-    counts = grid.counts.astype(np.float64)
-    return _Cells(start, np.maximum(start, end), counts[:, 0], counts[:, -1])
+def _with_reach(bounds: dict[str, float | None], cells: Cells) -> dict[str, float | None]:
+    """The bounds; of a budget those that it comes to."""
+    if bounds["budget"] is None:
+        return bounds
+    reach = min(reach_of_budget(cells, bounds["budget"]), LARGEST_LOG)
+    return bounds | {"lower": math.exp(-reach), "upper": math.exp(reach)}
 
 
-def _cut(cells: _Cells, low: float, high: float) -> _Cut:
-    below, above = _part_below(cells, low), 1 - _part_below(cells, high, ties=True)
-    divided = ((below > 0) & (below < 1)) | ((above > 0) & (above < 1))
-    return _Cut(
-        cells=cells,
-        below=float((below * cells.units).sum()),
-        above=float((above * cells.units).sum()),
-        unsure=float(cells.units[divided].sum()),
-        below_tokens=float((below * cells.tokens).sum()),
-        above_tokens=float((above * cells.tokens).sum()),
-        inside_low=np.clip(cells.low, low, high),
-        inside_high=np.clip(cells.high, low, high),
-        inside_units=cells.units * np.maximum(0.0, 1 - below - above),
-    )
+def _log(bound: float | None, otherwise: float) -> float:
+    return otherwise if bound is None else math.log(bound)
 
 
-def _part_below(cells: _Cells, bound: float, *, ties: bool = False) -> Float64Array:
-    """Part of each cell below a bound; a cell that is a point and equals it counts with `ties`."""
-    width = cells.high - cells.low
-    if math.isinf(bound):
-        return np.full(len(width), 1.0 if bound > 0 else 0.0)
-    point = cells.low <= bound if ties else cells.low < bound
-    with np.errstate(divide="ignore", invalid="ignore"):
-        part: Float64Array = np.where(width > 0, np.clip((bound - cells.low) / width, 0.0, 1.0), point.astype(float))
-    return part
+def _sides(cuts: Sequence[Cut]) -> _Sides:
+    above, below, unsure = (sum(getattr(cut, name) for cut in cuts) for name in _Sides._fields)
+    return _Sides(above, below, unsure)
 
 
-def _reach_of_budget(cells: _Cells, budget: float) -> float:
-    """|d| up to which tokens may stay so that the mean of d² over them is within the budget; inf: all."""
-    size = np.maximum(np.abs(cells.low), np.abs(cells.high))
-    order = np.argsort(size, kind="stable")
-    square = (cells.low**2 + cells.low * cells.high + cells.high**2) / 3
-    units = cells.units[order]
-    mean = np.cumsum(units * square[order]) / np.cumsum(units)
-    # The mean grows with the tokens let in, largest last.
-    kept = np.flatnonzero(mean <= budget)
-    if len(kept) == len(mean):
-        return math.inf
-    return float(size[order][kept[-1]]) if len(kept) else 0.0
-
-
-def _exact(
-    summary: Summary, bounds: Mapping[str, float | None], above: float, below: float, cut: _Cut
-) -> tuple[float, float, float]:
-    """Counts beyond the bounds, exact where a bound is a counted one; and what is unsure of the rest."""
-    unsure = 0.0
-    for side, bound, inverse in (("above", bounds["upper"], False), ("below", bounds["lower"], True)):
+def _sides_of_tokens(summary: Summary, bounds: Mapping[str, float | None], cut: Cut) -> _Sides:
+    """Tokens beyond the bounds, exact where a bound is one that was counted."""
+    above, below, unsure = cut.above, cut.below, 0.0
+    for name, bound in (("upper", bounds["upper"]), ("lower", bounds["lower"])):
         if bound is None:
             continue
-        ratio = 1 / bound if inverse else bound
+        ratio = bound if name == "upper" else 1 / bound
         index = next((i for i, C in enumerate(schema.RATIO_THRESHOLDS) if math.isclose(C, ratio)), None)
         if index is None:
-            unsure += _units_at(cut.cells, math.log(bound))
-        elif side == "above":
+            unsure += cut.cells.at(math.log(bound))
+        elif name == "upper":
             above = float(summary.above[index])
         else:
             below = float(summary.below[index])
-    return above, below, unsure
+    return _Sides(above, below, unsure)
 
 
-def _units_at(cells: _Cells, bound: float) -> float:
-    return float(cells.units[(cells.low < bound) & (bound < cells.high)].sum())
-
-
-# --- what is touched, and what weighs what ---
-
-
-def _touched(known: Correction, cut: _Cut, sign: str) -> tuple[float, float]:
-    """(units, tokens) touched in one part. A clip acts on the side that the advantage points to; of an unknown
-    advantage on both, of a zero one on none."""
+def _touched(known: Correction, cut: Cut, sign: str) -> tuple[float, float]:
+    """(units, tokens) touched in one part. A clip of sequences acts on the side that the advantage points to: of an
+    unknown advantage on both, of a zero one on none."""
     up, down = True, True
     if known.effect == "clips" and known.quantity != "token":
         up, down = sign in {"positive", "unknown"}, sign in {"negative", "unknown"}
     return up * cut.above + down * cut.below, up * cut.above_tokens + down * cut.below_tokens
 
 
-def _weights(known: Correction, cuts: Sequence[_Cut], low: float, high: float) -> _Weights:
-    """Sums over all units of what each weighs after the correction."""
-    pieces: list[tuple[Float64Array, Float64Array, Float64Array]] = []
-    for cut, sign in zip(cuts, _signs(known), strict=True):
-        if known.effect == "clips":
-            # Outside on the other side keeps its gradient and its weight.
-            pieces.append(_kept_by_clip(cut.cells, sign, low, high))
-            continue
-        pieces.append((cut.inside_low, cut.inside_high, cut.inside_units))
-        if known.effect == "truncates":
-            for bound, units in ((low, cut.below), (high, cut.above)):
-                if units:
-                    pieces.append((np.array([bound]), np.array([bound]), np.array([units])))
-    start, end, units = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
-    start, end = (start[units > 0], end[units > 0]) if known.weighted else (np.zeros(0), np.zeros(0))
-    units = units[units > 0]
+def _before(summary: Summary, known: Correction, parts: Sequence[Cells], count: int) -> tuple[float, float | None]:
+    """ESS and mean of the weights without the correction."""
     if not known.weighted:
-        return _Weights(0.0, float(units.sum()), float(units.sum()))
-    shift = max(0.0, float(end.max(initial=0.0)))
-    return _Weights(
-        shift,
-        float((units * _mean_exp(start - shift, end - shift)).sum()),
-        float((units * _mean_exp(2 * (start - shift), 2 * (end - shift))).sum()),
-    )
+        return 1.0, 1.0
+    if known.quantity == "geometric":
+        raw = _sum_weights([(part.low_K, part.high_K, part.units_K) for part in parts])
+        return raw.ess(count), raw.mean(count)
+    of_tokens = known.quantity == "token"
+    mean = token_mean(summary)("ratio") if of_tokens else sequence_mean(summary)("ratio")
+    exact = ess(summary)["ess_token" if of_tokens else "ess_sequence"]
+    return float(exact), mean if math.isfinite(mean) else None
 
 
-def _kept_by_clip(cells: _Cells, sign: str, low: float, high: float) -> tuple[Float64Array, Float64Array, Float64Array]:
-    """Cells and their units without what the clip takes the gradient from."""
-    cut = _cut(
-        cells,
-        low if sign in {"negative", "unknown"} else -math.inf,
-        high if sign in {"positive", "unknown"} else math.inf,
-    )
-    return cut.inside_low, cut.inside_high, cut.inside_units
+def _weights(known: Correction, cuts: Sequence[Cut], low: float, high: float) -> _Weights:
+    """Sums over all units of what each weighs after the correction."""
+    pieces: list[_Piece] = []
+    for cut, sign in zip(cuts, _signs(known), strict=True):
+        # What is outside on the other side of a clip keeps its gradient and its weight.
+        down = low if known.effect != "clips" or sign in {"negative", "unknown"} else -math.inf
+        up = high if known.effect != "clips" or sign in {"positive", "unknown"} else math.inf
+        own = cut if (down, up) == (low, high) else cut_at(cut.cells, down, up)
+        pieces.append((own.low_K, own.high_K, own.units_K))
+        if known.effect == "truncates":
+            moved = [(bound, units) for bound, units in ((low, cut.below), (high, cut.above)) if units]
+            bounds, counts = (np.array([pair[i] for pair in moved]) for i in range(2))
+            pieces.append((bounds, bounds, counts))
+    if known.weighted:
+        return _sum_weights(pieces)
+    kept = sum(float(units.sum()) for _, _, units in pieces)
+    return _Weights(0.0, kept, kept)
 
 
-def _mean_exp(low: Float64Array, high: Float64Array) -> Float64Array:
-    """Mean of e^x over [low, high]."""
-    width = high - low
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        mean: Float64Array = np.exp(low) * np.where(width > 0, np.expm1(width) / width, 1.0)
-    # A cell wider than float64 reaches from 0: its mean is e^high / width.
-    return np.where(width > _LARGEST_LOG, np.exp(high) / np.maximum(width, 1.0), mean)
+_Piece = tuple[Float64Array, Float64Array, Float64Array]
 
 
-def _by_sign(cuts: Sequence[_Cut], touched: Sequence[tuple[float, float]]) -> tuple[SignShare, ...]:
+def _sum_weights(pieces: Sequence[_Piece]) -> _Weights:
+    """Sums of e^x and e^2x over stretches (low, high, units), scaled by the largest."""
+    low, high, units = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
+    low, high, units = low[units > 0], high[units > 0], units[units > 0]
+    shift = float(high.max(initial=0.0))
+    total = float((units * mean_exp(low - shift, high - shift)).sum())
+    return _Weights(shift, total, float((units * mean_exp(2 * (low - shift), 2 * (high - shift))).sum()))
+
+
+def _by_sign(parts: Sequence[Cells], touched: Sequence[tuple[float, float]]) -> tuple[SignShare, ...]:
     found = []
-    for sign, cut, (units, _) in zip(schema.ADVANTAGE_SIGNS, cuts, touched, strict=True):
-        total = float(cut.cells.units.sum())
+    for sign, part, (units, _) in zip(schema.ADVANTAGE_SIGNS, parts, touched, strict=True):
+        total = float(part.units_K.sum())
         if total:
             found.append(SignShare(sign=sign, sequences=int(total), share=units / total))
     return tuple(found)
 
 
-def _tokens(cuts: Sequence[_Cut]) -> float:
-    return sum(float(cut.cells.tokens.sum()) for cut in cuts)
-
-
-def _log(bound: float | None, otherwise: float) -> float:
-    return otherwise if bound is None else math.log(bound)
+def _tokens(parts: Sequence[Cells]) -> float:
+    return sum(float(part.tokens_K.sum()) for part in parts)
 
 
 def _bound(name: str, field: str, known: Bound | None, value: float | None) -> float | None:
