@@ -122,7 +122,7 @@ def refusal(host: str, address: str, reach: Reach) -> str | None:
         return None
     if found.is_link_local or found.is_multicast:
         return f"{host} is {found}, a link-local or multicast address; name it in TAILWATCH_ALERTS_ALLOWED_HOSTS"
-    if found.is_global or (reach.allow_private and not found.is_reserved):
+    if found.is_global or (reach.allow_private and (found.is_loopback or not found.is_reserved)):
         return None
     kind = "loopback" if found.is_loopback or found.is_unspecified else "private"
     return f"{host} is {found}, a {kind} address; allow it with TAILWATCH_ALERTS_ALLOW_PRIVATE=1"

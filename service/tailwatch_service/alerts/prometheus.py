@@ -70,8 +70,8 @@ def alertmanager_config() -> str:
     """An example alertmanager.yml: groups by run, a page for what is critical."""
     return (
         _HEAD
-        + """# Both Tailwatch itself and Prometheus may send here: the engine's alerts carry service="tailwatch", those that
-# Prometheus makes of the same findings carry service="prometheus" and are muted while the first are known.
+        + """# Tailwatch itself and Prometheus may both send here: the engine's alerts carry service="tailwatch", those
+# that Prometheus makes of the same findings carry service="prometheus" and are muted while the first are known.
 route:
   receiver: default
   group_by: [alertname, project, run]
