@@ -36,11 +36,15 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 
 install() {
-    if ! "$venv/bin/python" -m pip install -q --disable-pip-version-check -c constraints.txt "$@" >"$log" 2>&1; then
-        tail -n 5 "$log" >&2
-        fail "pip could not install the packages above; is the network reachable? (whole log: $log)"
+    if ! "$venv/bin/python" -m pip install -q --retries 2 -c constraints.txt "$@" >"$log" 2>&1; then
+        reason=$(grep -m 1 -i -E "^error|error: " "$log" | cut -c 1-160)
+        fail "pip failed${reason:+ ($reason)}; is the network reachable? The whole log: $log"
     fi
 }
+
+# A missing network is said at once, not after minutes of retries.
+"$venv/bin/python" -m pip install -q --dry-run --ignore-installed --no-deps --retries 0 hatchling >"$log" 2>&1 \
+    || fail "cannot reach a package index; is the network reachable? The whole log: $log"
 
 case "$want" in
 service)
