@@ -1,4 +1,4 @@
-"""The command line: serve, demo, replay, keys.
+"""The command line: serve, demo, replay, keys, alerts.
 
 What is wrong with a setting is said in one line on stderr, with exit code 2. Heavy modules are imported by the
 command that needs them, so that `--help` is quick.
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_replay(commands)
     _add_keys(commands)
+    _add_alerts(commands)
     return parser
 
 
@@ -127,6 +128,19 @@ def _add_keys(commands: Any) -> None:
     for action in (create, listing, revoke):
         action.add_argument("--data-dir", type=Path, help="directory of the database (default ./tailwatch-data)")
         action.add_argument("--database-url", help="SQLAlchemy URL (default: SQLite in the data directory)")
+
+
+def _add_alerts(commands: Any) -> None:
+    parser = commands.add_parser("alerts", help="send a test alert", description="Alerts.")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    test = actions.add_parser(
+        "test",
+        help="send a test alert to the configured destinations, now",
+        description="Send a test alert to the destinations that TAILWATCH_ALERT_WEBHOOK_URL and "
+        "TAILWATCH_ALERTMANAGER_URL name, without the service, and say what became of it.",
+    )
+    test.add_argument("--to", choices=("webhook", "alertmanager"), help="one destination (default all)")
+    test.set_defaults(run=_alerts_test)
 
 
 def _positive(text: str) -> float:
@@ -282,6 +296,34 @@ def _keys_revoke(parsed: argparse.Namespace) -> int:
         db.close()
     print(f"key {parsed.key_id} is revoked")
     return 0
+
+
+def _alerts_test(parsed: argparse.Namespace) -> int:
+    import secrets
+
+    from tailwatch_service.alerts import messages
+    from tailwatch_service.alerts.courier import destinations, send
+    from tailwatch_service.alerts.links import Links
+    from tailwatch_service.alerts.post import DeliveryError
+
+    settings = _settings(parsed)
+    found = [one for one in destinations(settings) if parsed.to in {None, one.name}]
+    if not found:
+        variables = {"webhook": "TAILWATCH_ALERT_WEBHOOK_URL", "alertmanager": "TAILWATCH_ALERTMANAGER_URL"}
+        wanted = " or ".join(variables[name] for name in variables if parsed.to in {None, name})
+        raise SettingsError(f"there is no destination to send to; set {wanted}")
+    failed = 0
+    for one in found:
+        now = time.time()
+        sample = messages.sample(Links(settings), project="tailwatch", by="the command line", now=now)
+        try:
+            send(one, sample, delivery_id=secrets.token_hex(16), settings=settings, now=now)
+        except DeliveryError as error:
+            print(f"tailwatch: {one.name}: {error}", file=sys.stderr)
+            failed += 1
+        else:
+            print(f"{one.name}: sent to {one.url}")
+    return 1 if failed else 0
 
 
 def _stop_quietly_on_sigterm() -> None:
