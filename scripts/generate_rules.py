@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tailwatch_service.alerts.prometheus import alertmanager_config, rule_file, scrape_config
+from tailwatch_service.detection.rules import RULES
 
 ROOT = Path(__file__).parent.parent
 
@@ -17,7 +18,8 @@ def generated() -> dict[Path, str]:
         ROOT / "dashboards" / "alertmanager" / "alertmanager.yml": alertmanager_config(),
     }
     package = ROOT / "service" / "tailwatch_service" / "alerts" / "runbooks"
-    for page in sorted((ROOT / "docs" / "runbooks").glob("*.md")):
+    for rule in RULES.values():
+        page = ROOT / "docs" / "runbooks" / f"{rule.runbook}.md"
         made[package / page.name] = page.read_text(encoding="utf-8")
     return made
 

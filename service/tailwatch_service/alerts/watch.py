@@ -43,7 +43,7 @@ class _Silent(NamedTuple):
 
 
 class Watch:
-    """Changes alerts between steps. Keeps nothing but the time of its last look at silent runs."""
+    """Changes alerts between steps. Keeps only when it began, and when it last looked at silent runs."""
 
     def __init__(self, db: Database, *, base: Mapping[str, Rule], scribe: Scribe) -> None:
         """Make a watch.
@@ -57,9 +57,12 @@ class Watch:
         self._base = base
         self._scribe = scribe
         self._looked_at = 0.0
+        self._since: float | None = None
 
     def sweep(self, *, now: float) -> list[Event]:
         """What time alone decides: silences that end, runs that ended, streams that fell silent; the events made."""
+        # While the service was away nobody could be heard: silence begins with the first sweep.
+        self._since = now if self._since is None else self._since
         due: list[tuple[str, Happening]] = [
             (alert_id, Tick(now=now)) for alert_id in alerts.silences_over(self._db, now=now)
         ]
@@ -112,7 +115,7 @@ class Watch:
             return []
         times = [later - earlier for earlier, later in itertools.pairwise(starts) if later > earlier]
         step_s = statistics.median(times) if times else 0.0
-        silence_s = now - judged.last_closed_at
+        silence_s = now - max(judged.last_closed_at, self._since or 0.0)
         with self._db.read() as connection:  # most silent runs have been spoken of: no write for them
             if not self._to_say(connection, judged, silence_s, step_s):
                 return []
