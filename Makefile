@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lab lab-checkpoint lab-recordings bench-ingest generated screenshots clean
+.PHONY: help demo test check format lab lab-checkpoint lab-recordings bench-ingest bench-alp generated screenshots clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,6 +49,10 @@ lab-recordings: ## make the recorded runs in lab/recordings/
 bench-ingest: ## tokens/s through HTTP, as a ratio to the same service fed JSON -> bench/results.json
 	@scripts/bootstrap.sh dev
 	$(BIN)/python -m bench.ingest
+
+bench-alp: ## a training step with ALP, as a ratio to the same model without -> bench/results.json
+	@scripts/bootstrap.sh dev
+	$(BIN)/python -m bench.alp
 
 generated: ## write what comes from the registry and the rules: docs/metrics.md, Grafana, Prometheus, runbooks
 	@scripts/bootstrap.sh dev
