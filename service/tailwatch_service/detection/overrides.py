@@ -63,7 +63,7 @@ def apply(changes: Mapping[str, Any], *, base: Mapping[str, Rule] = RULES) -> di
     if not isinstance(changes, Mapping):
         raise RuleError(FieldError(column="rules", reason=f"{changes!r:.80} is not a table of rules by id"))
     for rule_id, change in changes.items():
-        path = str(rule_id)
+        path = str(rule_id) or "rules"
         if not isinstance(change, Mapping):
             found.say(path, f"{change!r:.80} is not a table")
         elif rule_id in made:
