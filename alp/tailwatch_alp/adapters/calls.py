@@ -3,8 +3,7 @@
 A policy update and a log-prob recompute often are the same method, once with gradients and once without. That is the
 line drawn here: calls under `torch.no_grad` or `inference_mode` stay clean.
 
-    verl    undo = perturb_calls(actor, "_forward_micro_batch", perturbation, step=lambda: trainer_step)
-    slime   undo = perturb_calls(model, "forward", perturbation, step=lambda: rollout_id)
+    undo = perturb_calls(actor, "_forward_micro_batch", perturbation, step=lambda: trainer_step)      # verl
 """
 
 from __future__ import annotations
