@@ -1,4 +1,4 @@
-"""Screenshots of both pages at 390 and 1440 px, light and dark, from a running service.
+"""Screenshots of both pages at 390, 1440 and 2560 px, light and dark, from a running service.
 
     python scripts/screenshots.py http://127.0.0.1:8321 out/
 
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
-WIDTHS = (390, 1440)
+WIDTHS = (390, 1440, 2560)
 Theme = Literal["light", "dark"]
 THEMES: tuple[Theme, ...] = get_args(Theme)
 CHROMIUM = Path("/usr/bin/chromium")
@@ -88,6 +88,7 @@ def main() -> int:
     parser.add_argument("base", help="address of the service, for example http://127.0.0.1:8321")
     parser.add_argument("out", type=Path, help="folder for the PNG files")
     parser.add_argument("--run", action="append", help="name of a run; default: all listed")
+    parser.add_argument("--width", action="append", type=int, help="window width; default: all")
     chosen = parser.parse_args()
     base = chosen.base.rstrip("/")
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -99,7 +100,7 @@ def main() -> int:
         executable = str(CHROMIUM) if CHROMIUM.exists() else None
         browser = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         for name, url in targets.items():
-            for width in WIDTHS:
+            for width in chosen.width or WIDTHS:
                 for theme in THEMES:
                     target = chosen.out / f"{name}-{width}-{theme}.png"
                     findings += shoot(browser, url, target, width=width, theme=theme)

@@ -22,7 +22,7 @@ def number(value: float | None, *, digits: int = 3) -> str:
         return MISSING
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(value)))
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))  # 99.99 is 100, not 100.0
     if exponent < -4 or exponent > 6:
         return power(value, digits=digits)
     decimals = max(0, digits - 1 - exponent)
@@ -53,6 +53,16 @@ def decade(exponent: int) -> str:
     if -3 <= exponent <= 3:
         return f"{10.0**exponent:g}"
     return f"10{superscript(exponent)}"
+
+
+def percent(share: float | None, *, digits: int = 3) -> str:
+    """A share in percent: 1.23 %; a dash where there is none."""
+    return MISSING if share is None else f"{number(100 * share, digits=digits)} %"
+
+
+def bound(value: float) -> str:
+    """A bound of a correction, as short as it can be written: 2, 0.5, 1.0004."""
+    return f"{value:.6g}"
 
 
 def times(ratio: float | None) -> str:

@@ -20,17 +20,20 @@ import polars as pl
 
 from tailwatch_dashboards import format as fmt
 from tailwatch_dashboards import plotlyjs
-from tailwatch_dashboards.figures import axes, envelope, kl, quantiles, survival
+from tailwatch_dashboards.figures import axes, course, envelope, ess, kl, quantiles, staleness, survival
 from tailwatch_dashboards.figures.sparkline import Sparkline, sparkline
 from tailwatch_dashboards.headline import headline
+from tailwatch_dashboards.tokens import sequence_rows, worst_ends
 from tailwatch_dashboards.types import (
     ENVELOPE_SCHEMA,
     STATES,
     SURVIVAL_SCHEMA,
     EventMark,
     MetricText,
+    Replayed,
     RunRow,
     RunView,
+    SequenceTokens,
     Theme,
     Verdict,
 )
@@ -48,8 +51,17 @@ STALE_AFTER = 120.0
 MAX_EVENTS = 12
 """Events listed; the marks in the charts show the rest."""
 
-FIGURE_METRICS = {"quantiles": quantiles.COLUMNS, "kl": kl.COLUMNS}
+FIGURE_METRICS = {"quantiles": quantiles.COLUMNS, "kl": kl.COLUMNS, "ess": ess.COLUMNS, "course": course.COLUMNS}
 """Columns behind the figures over steps."""
+
+STEP_FIGURES = ("envelope", "survival")
+"""Figures of the chosen step."""
+
+FIGURES = (*FIGURE_METRICS, "staleness", *STEP_FIGURES)
+"""Every figure, in the order of the page."""
+
+OPEN_STATES = ("firing", "acknowledged", "silenced")
+"""States of an open alert, the loudest first."""
 
 EVENT_WORDS = {
     "weight_sync": "weight sync",
@@ -132,8 +144,8 @@ def run_page(view: RunView, *, origin: str, now: float) -> str:
         origin=origin,
         project=view.project,
         run_name=view.name,
-        csv={name: csv_path(view, name) for name in ("quantiles", "kl", "envelope", "survival")},
-        calls={name: api_path(view, name) for name in ("quantiles", "kl", "envelope", "survival")},
+        csv={name: csv_path(view, name) for name in FIGURES},
+        calls={name: api_path(view, name) for name in FIGURES},
         definitions=_definitions(view),
         plotly_version=plotlyjs.VERSION,
         plotly_style_ids=plotlyjs.style_ids(),
@@ -145,13 +157,9 @@ def run_view(view: RunView, *, theme: Theme, now: float) -> dict[str, Any]:
     steps to play."""
     reading = _reading(view)
     values = _section_values(view, reading, now=now)
-    names = ("verdict", "headline", "quality", "events", "config")
+    names = ("verdict", "headline", "alerts", "quality", "events", "config")
     sections = {name: _render(f"{name}.html", **values) for name in names}
     sections["run-facts"] = _render("run_facts.html", **values)
-    figures = {
-        "quantiles": quantiles.quantile_fan(view.series, baseline=view.baseline, events=view.events, theme=theme),
-        "kl": kl.kl(view.series, baseline=view.baseline, limits=view.limits, events=view.events, theme=theme),
-    }
     step = step_view(view, theme=theme)
     return {
         "run_id": view.run_id,
@@ -159,7 +167,10 @@ def run_view(view: RunView, *, theme: Theme, now: float) -> dict[str, Any]:
         "verdict": {"state": reading.state, "sentence": reading.sentence, "since_step": reading.since_step},
         "headline": {name: view.latest.metrics.get(name) for name in SERIES_COLUMNS} if view.latest else {},
         "sections": {**sections, **step.pop("sections")},
-        "figures": {**{name: figure_json(figure) for name, figure in figures.items()}, **step.pop("figures")},
+        "figures": {
+            **{name: figure_json(figure) for name, figure in _figures(view, theme=theme).items()},
+            **step.pop("figures"),
+        },
         "steps": view.series["step"].to_list(),
         "sampled": view.sampled,
         **step,
@@ -175,7 +186,8 @@ def step_view(view: RunView, *, theme: Theme) -> dict[str, Any]:
         "envelope": envelope.envelope(bins, baseline=view.baseline_envelope, reach=envelope_reach(view), theme=theme),
         "survival": survival.survival(tails, fits=view.fits, tokens=tokens, theme=theme),
     }
-    values = {"view": view, "quality": quality(view), "missing": _missing(view)}
+    values = _step_values(view)
+    names = {"quality": "quality", "worst": "worst", "corrections": "corrections", "step-facts": "step_facts"}
     return {
         "step": view.chosen.step if view.chosen else None,
         "last_step": view.last_step,
@@ -183,12 +195,34 @@ def step_view(view: RunView, *, theme: Theme) -> dict[str, Any]:
             "csv": {name: csv_path(view, name) for name in figures},
             "calls": {name: api_path(view, name) for name in figures},
         },
-        "sections": {
-            "step-facts": _render("step_facts.html", **values),
-            "quality": _render("quality.html", **values),
-        },
+        "sections": {key: _render(f"{name}.html", **values) for key, name in names.items()},
         "figures": {name: figure_json(figure) for name, figure in figures.items()},
     }
+
+
+def lag_view(lags: pl.DataFrame, view: RunView, *, theme: Theme) -> dict[str, Any]:
+    """The figure of mismatch against staleness, which the page asks for by itself: it is read from many summaries.
+
+    Args:
+        lags: LAG_SCHEMA.
+        view: the run, for its steps and events.
+        theme: light or dark.
+    """
+    figure = staleness.staleness(lags, steps=view.series, alerts=view.alerts, events=view.events, theme=theme)
+    return {"figures": {"staleness": figure_json(figure)}, "steps_read": lags["step"].n_unique()}
+
+
+def what_if_view(replayed: Replayed) -> dict[str, Any]:
+    """What one correction would do, as the section the page puts under its sliders."""
+    return {"sections": {"whatif-result": _render("whatif_result.html", found=replayed)}}
+
+
+def sequence_view(found: SequenceTokens | str) -> dict[str, Any]:
+    """A sequence coloured by d, or why it cannot be shown."""
+    values: dict[str, Any] = {"reason": found, "sequence": None, "rows": ()}
+    if not isinstance(found, str):
+        values = {"reason": None, "sequence": found, "rows": sequence_rows(found)}
+    return {"sections": {"sequence": _render("sequence.html", **values)}}
 
 
 def not_found_page(*, run_id: str | None, near: Sequence[RunRow] = ()) -> str:
@@ -215,12 +249,13 @@ def figure_csv(view: RunView, name: str) -> str:
     Raises:
         KeyError: unknown figure.
     """
-    tables = {"envelope": view.envelope, "survival": view.survival}
-    if name in tables:
-        table = tables[name]
-        return table.write_csv() if table is not None else ""
-    wanted = ["step", *(column for column in FIGURE_METRICS[name] if column in view.series.columns)]
-    return view.series.select(wanted).write_csv()
+    tables = {"envelope": view.envelope, "survival": view.survival, "ess": view.course, "course": view.course}
+    table = tables.get(name, view.series)
+    if table is None:
+        return ""
+    if name in STEP_FIGURES:
+        return table.write_csv()
+    return table.select("step", *(column for column in FIGURE_METRICS[name] if column in table.columns)).write_csv()
 
 
 # --- parts
@@ -255,32 +290,63 @@ def figure_json(figure: go.Figure) -> dict[str, Any]:
 def csv_path(view: RunView, name: str) -> str:
     """Address of the table behind a figure."""
     path = f"/runs/{quote(view.run_id, safe='')}/figures/{name}.csv"
-    return f"{path}?step={view.chosen.step}" if name not in FIGURE_METRICS and view.chosen else path
+    return f"{path}?step={view.chosen.step}" if name in STEP_FIGURES and view.chosen else path
 
 
 def api_path(view: RunView, name: str) -> str:
     """The API call that answers with the same numbers."""
     root = f"/api/v1/runs/{quote(view.run_id, safe='')}"
     if name in FIGURE_METRICS:
-        return f"{root}/series?metrics={','.join(FIGURE_METRICS[name])}"
+        drawn = course.present(view.course).values() if name == "course" and view.course is not None else None
+        return f"{root}/series?metrics={','.join(drawn or FIGURE_METRICS[name])}"
     step = view.chosen.step if view.chosen else 0
-    return f"{root}/steps/{step}/{'envelope' if name == 'envelope' else 'histogram'}"
+    part = {"envelope": "/envelope", "survival": "/histogram", "staleness": ""}[name]
+    return f"{root}/steps/{step}{part}"
 
 
 def _reading(view: RunView) -> Verdict:
     return verdict(view.recent, limits=view.limits, baseline=view.baseline)
 
 
-def _section_values(view: RunView, reading: Verdict, *, now: float) -> dict[str, Any]:
-    """What the sections of the run page are rendered from."""
+def _figures(view: RunView, *, theme: Theme) -> dict[str, go.Figure]:
+    """The figures over steps."""
+    marks: dict[str, Any] = {"events": view.events, "theme": theme}
+    figures = {
+        "quantiles": quantiles.quantile_fan(view.series, baseline=view.baseline, **marks),
+        "kl": kl.kl(view.series, baseline=view.baseline, limits=view.limits, **marks),
+    }
+    for figure in figures.values():
+        if view.series.height and figure.data:
+            axes.alert_marks(figure, view.alerts, view.findings, theme=theme, last_step=view.last_step)
+    table = view.course if view.course is not None else view.series.select("step")
+    figures["ess"] = ess.ess(table, steps=view.series, alerts=view.alerts, **marks)
+    figures["course"] = course.course(table, steps=view.series, alerts=view.alerts, **marks)
+    return figures
+
+
+def _step_values(view: RunView) -> dict[str, Any]:
+    """What the sections of the chosen step are rendered from."""
     return {
         "view": view,
+        "quality": quality(view),
+        "missing": _missing(view),
+        "ends": worst_ends(view.worst),
+        "corrections": view.corrections,
+    }
+
+
+def _section_values(view: RunView, reading: Verdict, *, now: float) -> dict[str, Any]:
+    """What the sections of the run page are rendered from."""
+    return _step_values(view) | {
         "verdict": reading,
         "headline": headline(view, verdict=reading),
         "lag": _lag(view),
         "stale_after": STALE_AFTER,
-        "quality": quality(view),
-        "missing": _missing(view),
+        "open_alerts": sorted(
+            (alert for alert in view.alerts if alert.open),
+            key=lambda one: (OPEN_STATES.index(one.state), -one.fired_at),
+        ),
+        "past_alerts": [alert for alert in view.alerts if not alert.open],
         "events": _listed_events(view.events),
         "config": [(name, _plain(value)) for name, value in view.config.items() if value is not None],
         "now": now,
@@ -289,7 +355,14 @@ def _section_values(view: RunView, reading: Verdict, *, now: float) -> dict[str,
 
 def _definitions(view: RunView) -> list[MetricText]:
     """Metrics a link on the page may point at."""
-    used = {*SERIES_COLUMNS, "tail_khat_upper", *(row.metric for row in quality(view))}
+    used = {
+        *SERIES_COLUMNS,
+        "tail_khat_upper",
+        "ess_sequence",
+        "lag_mean",
+        "reward_mean",
+        *(row.metric for row in quality(view)),
+    }
     return [text for name, text in view.metrics.items() if name in used]
 
 
@@ -371,5 +444,8 @@ def _environment() -> jinja2.Environment:
         "count": fmt.count,
         "moment": fmt.moment,
         "number": fmt.number,
+        "percent": fmt.percent,
+        "times": fmt.times,
+        "bound": fmt.bound,
     }
     return environment

@@ -3,6 +3,7 @@ no HTTP."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,6 +29,9 @@ ENVELOPE_SCHEMA = {
 
 SURVIVAL_SCHEMA = {"tail": pl.String, "ratio": pl.Float64, "share": pl.Float64}
 """P(w > ratio) for the upper tail and P(1/w > ratio) for the lower one, ratio > 1 ascending within a tail."""
+
+LAG_SCHEMA = {"step": pl.Int64, "lag": pl.String, "tokens": pl.Int64, "kl_k3": pl.Float64}
+"""One row per step and occupied bucket of policy lag, in the buckets' order; `kl_k3` is the mean within the bucket."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +104,88 @@ class EventMark:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AlertCard:
+    """One alert of a run, open or resolved."""
+
+    alert_id: str
+    rule: str
+    state: str
+    """firing, acknowledged, silenced or resolved."""
+    severity: str
+    """warning or critical."""
+    summary: str
+    description: str
+    runbook: str
+    """Address of what to do."""
+    fired_at: float
+    """Unix seconds."""
+    fired_step: int | None
+    acknowledged_by: str | None = None
+    silenced_until: float | None = None
+    note: str | None = None
+    resolved_at: float | None = None
+    resolved_step: int | None = None
+    resolved_reason: str | None = None
+
+    @property
+    def open(self) -> bool:
+        """True until it is resolved."""
+        return self.resolved_at is None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FindingMark:
+    """A step at which a rule was broken."""
+
+    step: int
+    rule: str
+    severity: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorstRow:
+    """One of the worst tokens of a step."""
+
+    log_ratio: float
+    infer_logprob: float
+    train_logprob: float
+    rank: int
+    part: int
+    row: int
+    """Sequence within its batch."""
+    position: int
+    token_id: int | None
+    seq_id: str | None
+
+    @property
+    def ratio(self) -> float:
+        """w = e^d; inf beyond float64."""
+        return math.exp(self.log_ratio) if self.log_ratio < 700 else math.inf
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SequenceTokens:
+    """A stretch of one sequence, token by token."""
+
+    step: int
+    rank: int
+    part: int
+    row: int
+    seq_id: str | None
+    first: int
+    """Position of the first token shown."""
+    length: int
+    """Tokens of the whole sequence."""
+    chosen: int
+    """Position that was asked for."""
+    infer_logprobs: tuple[float, ...]
+    """NaN where not finite."""
+    train_logprobs: tuple[float, ...]
+    mask: tuple[bool, ...]
+    token_ids: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TailFit:
     """Generalized Pareto tail: P(ratio > x) = share · (1 + k (x - threshold) / sigma)^(-1/k) beyond the
     threshold."""
@@ -129,6 +215,58 @@ class MetricText:
     reference: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
     missing_when: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slider:
+    """One bound of a correction that can be moved."""
+
+    field: str
+    """lower, upper or budget."""
+    value: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SignShare:
+    """What a correction touches among the sequences of one sign of the advantage."""
+
+    sign: str
+    sequences: int
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Replayed:
+    """One correction, replayed on a step."""
+
+    name: str
+    title: str
+    effect: str
+    """truncates, masks, clips or budget."""
+    description: str
+    reference: str
+    sliders: tuple[Slider, ...]
+    """With the bounds it was replayed with."""
+    unit: str
+    """tokens or sequences."""
+    lower: float | None = None
+    upper: float | None = None
+    count: int = 0
+    share: float | None = None
+    """Of the units it touches; None: see `reason`."""
+    above: float = 0.0
+    below: float = 0.0
+    share_error: float = 0.0
+    token_share: float = 0.0
+    signs: tuple[SignShare, ...] = ()
+    ess_before: float | None = None
+    ess_after: float | None = None
+    mean_before: float | None = None
+    mean_after: float | None = None
+    reason: str | None = None
+    """Why there is nothing to show, or no ESS after it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,3 +335,15 @@ class RunView:
     metrics: Mapping[str, MetricText]
     sampled: bool = False
     """True where `series` holds fewer steps than the run."""
+    course: pl.DataFrame | None = None
+    """Column `step`, effective sample sizes and the trainer's scalars, null where missing."""
+    alerts: tuple[AlertCard, ...] = ()
+    """Newest first."""
+    findings: tuple[FindingMark, ...] = ()
+    """By step."""
+    worst: tuple[WorstRow, ...] = ()
+    """Of the chosen step, the largest |d| first."""
+    kept: bool = False
+    """Whether the tokens of the chosen step are kept."""
+    corrections: tuple[Replayed, ...] = ()
+    """Every correction with its own bounds, on the chosen step."""

@@ -20,7 +20,7 @@ from tailwatch_dashboards import format as fmt
         (1.3e-13, "1.30×10⁻¹³"),
         (2.5e9, "2.50×10⁹"),
         (0.0, "0"),
-        (0.99996, "1.000"),
+        (0.99996, "1.00"),
         (math.nan, "–"),
         (math.inf, "–"),
         (None, "–"),

@@ -162,7 +162,7 @@ def test_the_step_part_holds_only_what_depends_on_the_step() -> None:
     part = pages.step_view(fakes.run_view("healthy", 40, chosen=12), theme="dark")
     assert part["step"] == 12
     assert set(part["figures"]) == {"envelope", "survival"}
-    assert set(part["sections"]) == {"step-facts", "quality"}
+    assert set(part["sections"]) == {"step-facts", "quality", "worst", "corrections"}
 
 
 def test_definitions_are_at_hand_for_every_link() -> None:

@@ -16,12 +16,18 @@ import polars as pl
 
 from tailwatch_dashboards import format as fmt
 from tailwatch_dashboards.template import PALETTES, Palette, fade, template
-from tailwatch_dashboards.types import Baseline, EventMark, Theme
+from tailwatch_dashboards.types import AlertCard, Baseline, EventMark, FindingMark, Theme
 
 Column = list[float | None]
 
 LINEAR_REACH = 0.1
 """Nats: the arcsinh axis is linear well inside ±0.1 and logarithmic well outside."""
+
+TINY = 0.02
+"""Nats: where all of a chart is below it, its axis follows the data."""
+
+MAX_ALERTS = 5
+"""Alerts marked in one figure, the newest."""
 
 _ARCSINH_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0, 1e4, 1e5, 1e6)
 
@@ -34,7 +40,7 @@ RUG_KINDS = frozenset({"weight_sync", "checkpoint"})
 SILENT_KINDS = frozenset(
     {"step_closed", "step_revised", "run_created", "run_updated", "heartbeat", "scalars", "finished"}
 )
-"""Events that are no marks: they happen at every step, or beside the steps."""
+"""Events that are no marks: they happen at every step, or beside the steps. Alerts have marks of their own."""
 
 
 def column(table: pl.DataFrame, name: str) -> Column:
@@ -131,7 +137,7 @@ def event_marks(figure: go.Figure, events: Iterable[EventMark], *, theme: Theme)
     palette = PALETTES[theme]
     marks: dict[tuple[int, bool], EventMark] = {}
     for event in events:
-        if event.step is not None and event.kind not in SILENT_KINDS:
+        if event.step is not None and event.kind not in SILENT_KINDS and not event.kind.startswith("alert_"):
             marks[event.step, event.kind in RUG_KINDS] = event
     shapes = [_mark(step, rug=rug, palette=palette) for step, rug in _thinned(sorted(marks))]
     figure.update_layout(shapes=[*figure.layout.shapes, *shapes])
@@ -242,34 +248,124 @@ def log_axis(low: float, high: float, *, most: int = 7) -> dict[str, Any]:
     }
 
 
-def arcsinh(value: float | None) -> float | None:
-    """Position of a signed value on the arcsinh axis: value/0.1 near 0, ±ln(|value|/0.05) far out."""
-    return None if value is None else round(math.asinh(value / LINEAR_REACH), 6)
+def reach_of(values: Iterable[float | None]) -> float:
+    """Where the arcsinh axis turns from linear to logarithmic: ±0.1 nats, or for a run whose largest |d| is under 0.02
+    a power of ten below it, so that rounding noise is seen. Its axis says how small it is."""
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    if largest == 0.0 or largest >= TINY:
+        return LINEAR_REACH
+    return float(10.0 ** math.floor(math.log10(largest)))
 
 
-def arcsinh_axis(low: float, high: float) -> dict[str, Any]:
-    """An arcsinh axis from low <= 0 to high >= 0, labelled in the values' own unit.
+def arcsinh(value: float | None, *, reach: float = LINEAR_REACH) -> float | None:
+    """Position of a signed value on the arcsinh axis: value/reach near 0, ±ln(2|value|/reach) far out."""
+    return None if value is None else round(math.asinh(value / reach), 6)
 
-    The axis never zooms in closer than ±0.02, so that rounding noise looks like what it is; labels stand at
-    least a twelfth of the axis apart.
+
+def arcsinh_axis(low: float, high: float, *, reach: float = LINEAR_REACH) -> dict[str, Any]:
+    """An arcsinh axis of d from low <= 0 to high >= 0, with its title.
+
+    With the usual reach it never zooms in closer than ±0.02 and is labelled in nats; with a smaller one it is labelled
+    in a power of ten of a nat, said in the title. Labels stand at least a twelfth of the axis apart.
     """
-    low, high = min(low, -0.02), max(high, 0.02)
-    bottom, top = math.asinh(low / LINEAR_REACH), math.asinh(high / LINEAR_REACH)
+    unit = reach if reach < LINEAR_REACH else 1.0
+    least = 0.2 * reach
+    low, high = min(low, -least), max(high, least)
+    bottom, top = math.asinh(low / reach), math.asinh(high / reach)
     values = [0.0]
-    reach = max(-low, high) * 1.02
-    for tick in sorted((tick for tick in _ARCSINH_TICKS if tick <= reach), reverse=True):
-        place = math.asinh(tick / LINEAR_REACH)
-        taken = [abs(math.asinh(value / LINEAR_REACH)) for value in values]
-        if all(abs(place - other) >= (top - bottom) / 12 for other in taken):
+    furthest = max(-low, high) * 1.02
+    for tick in sorted((tick * unit for tick in _ARCSINH_TICKS if tick * unit <= furthest), reverse=True):
+        taken = [abs(math.asinh(value / reach)) for value in values]
+        if all(abs(math.asinh(tick / reach) - other) >= (top - bottom) / 12 for other in taken):
             values += [tick, -tick]
     values.sort()
     pad = 0.04 * (top - bottom)
     return {
-        "tickvals": [arcsinh(value) for value in values],
-        "ticktext": [f"{'−' if value < 0 else '+' if value > 0 else ''}{abs(value):g}" for value in values],
+        "tickvals": [arcsinh(value, reach=reach) for value in values],
+        "ticktext": [f"{'−' if value < 0 else '+' if value > 0 else ''}{abs(value) / unit:.3g}" for value in values],
         "range": [bottom - pad, top + pad],
         "zeroline": True,
+        "title_text": f"d in {fmt.decade(round(math.log10(unit)))} nats" if unit < 1 else "d in nats (arcsinh scale)",
     }
+
+
+def tiny_note(figure: go.Figure, reach: float, *, theme: Theme) -> None:
+    """Says in the plot that its whole axis is tiny; nothing on the usual axis."""
+    if reach >= LINEAR_REACH:
+        return
+    figure.add_annotation(
+        text=f"a tiny scale: the outermost values are near {fmt.power(reach, digits=1)} nats",
+        x=1,
+        y=1,
+        xref="paper",
+        yref="paper",
+        xanchor="right",
+        yanchor="top",
+        showarrow=False,
+        font={"size": 11, "color": PALETTES[theme].muted},
+    )
+
+
+def alert_marks(
+    figure: go.Figure,
+    alerts: Sequence[AlertCard],
+    findings: Sequence[FindingMark],
+    *,
+    theme: Theme,
+    last_step: int | None,
+    named: bool = True,
+) -> None:
+    """Alerts as a line where they fired, with the rule's name where `named`, and a faint band to where they ended (or
+    to `last_step`); steps that broke a rule as short ticks along the top edge."""
+    palette = PALETTES[theme]
+    colours = {"critical": palette.unhealthy, "warning": palette.watch}
+    shapes: list[dict[str, Any]] = []
+    shown = [alert for alert in alerts if alert.fired_step is not None][:MAX_ALERTS]
+    for row, alert in enumerate(sorted(shown, key=lambda one: one.fired_step or 0)):
+        colour = colours.get(alert.severity, palette.watch)
+        start = alert.fired_step
+        end = alert.resolved_step if alert.resolved_step is not None else last_step
+        if end is not None and start is not None and end > start:
+            shapes.append(_upright(start, end, 0, 1, fill=fade(colour, 0.07)))
+        shapes.append(_upright(start, start, 0, 1, line=colour))
+        if not named:
+            continue
+        figure.add_annotation(
+            text=alert.rule,
+            x=start,
+            y=1,
+            xref="x",
+            yref="paper",
+            xanchor="left",
+            yanchor="top",
+            yshift=-13 * (row % MAX_ALERTS) - 2,
+            xshift=2,
+            showarrow=False,
+            font={"size": 10, "color": colour},
+        )
+    worst = {mark.step: mark.severity for mark in sorted(findings, key=lambda one: one.severity == "critical")}
+    for step, severity in sorted(worst.items())[-MAX_MARKS:]:
+        shapes.append(_upright(step, step, 0.975, 1, line=colours.get(severity, palette.watch), width=2))
+    figure.update_layout(shapes=[*figure.layout.shapes, *shapes])
+
+
+def _upright(
+    start: float | None,
+    end: float | None,
+    low: float,
+    high: float,
+    *,
+    line: str | None = None,
+    fill: str | None = None,
+    width: float = 1,
+) -> dict[str, Any]:
+    """A band or a line along the height of the plot."""
+    kind = "rect" if fill else "line"
+    stroke = {"color": line, "width": width} if line else {"width": 0}
+    place = {"xref": "x", "yref": "paper", "x0": start, "x1": end, "y0": low, "y1": high}
+    return {"type": kind, **place, "line": stroke, "layer": "below" if fill else "between"} | (
+        {"fillcolor": fill} if fill else {}
+    )
 
 
 def note(figure: go.Figure, text: str, *, theme: Theme) -> None:

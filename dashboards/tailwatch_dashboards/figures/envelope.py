@@ -36,10 +36,12 @@ def envelope(
     if not present:
         axes.note(figure, "No tokens in any probability bin at this step", theme=theme)
         return figure
+    low, high = reach or (0.0, 0.0)
+    linear = axes.reach_of([low, high] if reach else present)
     if baseline is not None and baseline.height == bins.height:
-        present += _baseline_envelope(figure, baseline, theme=theme)
+        present += _baseline_envelope(figure, baseline, linear=linear, theme=theme)
     positions = list(range(bins.height))
-    placed = {name: [axes.arcsinh(value) for value in column] for name, column in quantiles.items()}
+    placed = {name: [axes.arcsinh(value, reach=linear) for value in column] for name, column in quantiles.items()}
     figure.add_trace(axes.band(positions, placed["p2"], placed["p98"], name="P2–P98", colour=fade(palette.first, 0.22)))
     for name, title in (("p98", "P98"), ("p50", "median"), ("p2", "P2")):
         middle = name == "p50"
@@ -60,7 +62,7 @@ def envelope(
     figure.add_trace(
         go.Scatter(
             x=positions,
-            y=[axes.arcsinh(value) for value in lone],
+            y=[axes.arcsinh(value, reach=linear) for value in lone],
             customdata=[fmt.number(value) for value in lone],
             mode="markers",
             marker={"symbol": "circle-open", "size": 6, "color": palette.first},
@@ -70,10 +72,8 @@ def envelope(
         )
     )
     _hover_counts(figure, bins)
-    low, high = reach or (0.0, 0.0)
-    figure.update_yaxes(
-        title_text="d in nats (arcsinh scale)", **axes.arcsinh_axis(min(low, *present), max(high, *present))
-    )
+    figure.update_yaxes(**axes.arcsinh_axis(min(low, *present), max(high, *present), reach=linear))
+    axes.tiny_note(figure, linear, theme=theme)
     _probability_axis(figure, bins)
     return figure
 
@@ -84,12 +84,12 @@ def _quantiles(bins: pl.DataFrame) -> dict[str, axes.Column]:
     return {name: axes.column(thick, name) for name in ("p2", "p50", "p98")}
 
 
-def _baseline_envelope(figure: go.Figure, baseline: pl.DataFrame, *, theme: Theme) -> list[float]:
+def _baseline_envelope(figure: go.Figure, baseline: pl.DataFrame, *, linear: float, theme: Theme) -> list[float]:
     """The baseline's band in grey; what it drew, for the axis range."""
     colour = PALETTES[theme].baseline
     quantiles = _quantiles(baseline)
     low, high = quantiles["p2"], quantiles["p98"]
-    placed = [[axes.arcsinh(value) for value in column] for column in (low, high)]
+    placed = [[axes.arcsinh(value, reach=linear) for value in column] for column in (low, high)]
     positions = list(range(baseline.height))
     figure.add_trace(axes.band(positions, placed[0], placed[1], name="baseline P2–P98", colour=fade(colour, 0.2)))
     for values in placed:

@@ -44,7 +44,8 @@ def quantile_fan(
         axes.note(figure, "No log-ratio quantiles yet", theme=theme)
         return figure
     steps = table["step"].to_list()
-    placed = {name: [axes.arcsinh(value) for value in column] for name, column in values.items()}
+    reach = axes.reach_of(present)
+    placed = {name: [axes.arcsinh(value, reach=reach) for value in column] for name, column in values.items()}
     for low, high, name, alpha in BANDS:
         figure.add_trace(axes.band(steps, placed[low], placed[high], name=name, colour=fade(palette.first, alpha)))
     lone = len(steps) == 1
@@ -57,7 +58,11 @@ def quantile_fan(
                 y=placed[name],
                 customdata=[
                     fmt.number(value)
-                    + (f"  ({fmt.times(2.718281828459045**value)})" if value is not None and abs(value) < 50 else "")
+                    + (
+                        f"  ({fmt.times(2.718281828459045**value)})"
+                        if value is not None and 1e-3 < abs(value) < 50
+                        else ""
+                    )
                     for value in values[name]
                 ],
                 mode="lines+markers" if lone else "lines",
@@ -69,18 +74,20 @@ def quantile_fan(
                 connectgaps=False,
             )
         )
-    figure.update_yaxes(title_text="d in nats (arcsinh scale)", **axes.arcsinh_axis(min(present), max(present)))
-    _baseline_lines(figure, baseline, theme=theme)
+    figure.update_yaxes(**axes.arcsinh_axis(min(present), max(present), reach=reach))
+    _baseline_lines(figure, baseline, reach=reach, theme=theme)
+    axes.tiny_note(figure, reach, theme=theme)
     axes.step_axis(figure, table)
     axes.event_marks(figure, events, theme=theme)
     return figure
 
 
-def _baseline_lines(figure: go.Figure, baseline: Baseline | None, *, theme: Theme) -> None:
+def _baseline_lines(figure: go.Figure, baseline: Baseline | None, *, reach: float, theme: Theme) -> None:
     """The baseline's own P0.1 and P99.9 as a faint band."""
     if baseline is None:
         return
-    low, high = (axes.arcsinh(baseline.median.get(name)) for name in ("log_ratio_q001", "log_ratio_q999"))
+    names = ("log_ratio_q001", "log_ratio_q999")
+    low, high = (axes.arcsinh(baseline.median.get(name), reach=reach) for name in names)
     if low is None or high is None:
         return
     colour = PALETTES[theme].baseline

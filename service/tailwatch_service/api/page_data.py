@@ -21,24 +21,32 @@ import polars as pl
 from tailwatch_collectors.summary import Summary, from_bytes, merge
 from tailwatch_dashboards import pages
 from tailwatch_dashboards.baseline import LAST_STEP, baseline
+from tailwatch_dashboards.figures import course, ess
 from tailwatch_dashboards.types import (
     ENVELOPE_SCHEMA,
+    LAG_SCHEMA,
     SURVIVAL_SCHEMA,
+    AlertCard,
     Baseline,
     EventMark,
+    FindingMark,
     MetricText,
     RunRow,
     RunView,
     StepFacts,
     TailFit,
+    WorstRow,
 )
 from tailwatch_dashboards.verdict import METRICS as VERDICT_METRICS
 from tailwatch_dashboards.verdict import limits_for, verdict
+from tailwatch_service.api import page_tokens
 from tailwatch_service.errors import NotFound
 from tailwatch_service.statistics import registry
 from tailwatch_service.statistics.envelope import envelope
 from tailwatch_service.statistics.histogram import Tail, survival
-from tailwatch_service.storage import events, series, steps
+from tailwatch_service.statistics.slices import lag_slice
+from tailwatch_service.statistics.worst import worst_tokens
+from tailwatch_service.storage import alerts, events, findings, scalars, series, steps
 from tailwatch_service.storage.database import Database
 from tailwatch_service.types import Event, Run, SeriesTable, StepRecord
 
@@ -56,6 +64,12 @@ BASELINE_SUMMARIES = 12
 
 TAIL_POINTS = 160
 """Points of one survival curve."""
+
+LAG_STEPS = 160
+"""Most steps whose summaries are opened for mismatch against staleness."""
+
+MAX_ALERTS = 20
+"""Alerts listed, the newest."""
 
 MAX_EVENTS = 400
 """Events marked in the charts."""
@@ -101,6 +115,7 @@ _rows = _Remembered(512)
 _charts = _Remembered(64)
 _baseline_envelopes = _Remembered(64)
 _extents = _Remembered(512)
+_lags = _Remembered(64 * LAG_STEPS)
 
 
 def run_row(db: Database, run: Run) -> RunRow:
@@ -123,7 +138,7 @@ def run_view(db: Database, run: Run, *, step: int | None, full: bool = False) ->
     view = replace(view, activity=run.state, last_seen_at=run.last_seen_at)
     record = _chosen(db, run, step, view.series)
     if record is None:
-        return view
+        return replace(view, corrections=page_tokens.corrections(None))
     summary = from_bytes(record.summary)
     tails = survival(summary)
     return replace(
@@ -133,7 +148,38 @@ def run_view(db: Database, run: Run, *, step: int | None, full: bool = False) ->
         baseline_envelope=_baseline_envelope(db, run, view.baseline),
         survival=pl.concat([_tail_table(tails.upper, "upper"), _tail_table(tails.lower, "lower")]),
         fits=_fits(tails.upper, tails.lower),
+        worst=tuple(WorstRow(**asdict(token)) for token in worst_tokens(summary)),
+        kept=page_tokens.kept(db, record.key),
+        corrections=page_tokens.corrections(summary),
     )
+
+
+def chosen_step(db: Database, run: Run, step: int | None) -> StepRecord | None:
+    """The closed step asked for, the nearest one where it is not there, or the latest; None before the first."""
+    key = (run.run_id, run.last_event_seq, run.updated_at, False)
+    return _chosen(db, run, step, _charts.get(key, lambda: _run_charts(db, run, full=False)).series)
+
+
+def lag_table(db: Database, run: Run, view: RunView) -> pl.DataFrame:
+    """LAG_SCHEMA of the charts' steps, at most LAG_STEPS of them, evenly spread.
+
+    A step's slice is read once: the key holds the number of the run's last revision, so that a late batch is seen.
+    """
+    drawn = view.series["step"].to_list()
+    if len(drawn) > LAG_STEPS:
+        drawn = [drawn[index] for index in np.unique(np.linspace(0, len(drawn) - 1, LAG_STEPS).round().astype(int))]
+    revised = events.last(db, run.run_id, limit=1, kinds=("step_revised",))
+    state = (run.run_id, run.attempt, revised[-1].seq if revised else 0)
+
+    def rows(step: int) -> list[tuple[int, str, int, float | None]]:
+        record = steps.get(db, run.run_id, step=step)
+        if record is None or not record.summary:
+            return []
+        found = lag_slice(from_bytes(record.summary))
+        return [(step, row.label, int(row.metrics["tokens"]), row.metrics.get("kl_k3")) for row in found]
+
+    made = [row for step in drawn for row in _lags.get((*state, step), lambda step=step: rows(step))]  # type: ignore[misc]
+    return pl.DataFrame(made, schema=LAG_SCHEMA, orient="row")
 
 
 @cache
@@ -197,6 +243,13 @@ def _run_charts(db: Database, run: Run, *, full: bool) -> RunView:
         fits=(),
         events=_events(db, run),
         metrics=metric_texts(),
+        course=_course(db, run, full=full),
+        alerts=_alerts(db, run),
+        findings=tuple(
+            FindingMark(step=one.step, rule=one.finding.rule, severity=one.finding.severity)
+            for one in findings.of_run(db, run.run_id, limit=MAX_EVENTS)
+            if one.finding.transition != "cleared"
+        ),
         sampled=drawn.height < table.height,
     )
 
@@ -286,6 +339,38 @@ def _fits(upper: Tail, lower: Tail) -> tuple[TailFit, ...]:
     return tuple(fits)
 
 
+def _course(db: Database, run: Run, *, full: bool) -> pl.DataFrame:
+    """Effective sample sizes and the scalars that are drawn, at most MAX_POINTS steps."""
+    sent = set(scalars.names(db, run.run_id, stream=steps.DEFAULT_STREAM))
+    names = [*ess.COLUMNS, *(name for name in course.COLUMNS if name in sent or name in registry.METRICS)]
+    table = series.read(db, run.run_id, metrics=names, max_points=None if full else MAX_POINTS)
+    return _frame(table)
+
+
+def _alerts(db: Database, run: Run) -> tuple[AlertCard, ...]:
+    """The newest alerts of a run."""
+    return tuple(
+        AlertCard(
+            alert_id=one.alert_id,
+            rule=one.rule,
+            state=one.state,
+            severity=one.severity,
+            summary=one.summary,
+            description=one.description,
+            runbook=f"/runbooks/{one.rule}",
+            fired_at=one.fired_at or one.started_at,
+            fired_step=one.fired_step,
+            acknowledged_by=one.acknowledged_by,
+            silenced_until=one.silenced_until,
+            note=one.note,
+            resolved_at=one.resolved_at,
+            resolved_step=one.resolved_step,
+            resolved_reason=one.resolved_reason,
+        )
+        for one, _, _ in alerts.listed(db, run_id=run.run_id, limit=MAX_ALERTS)
+    )
+
+
 def _events(db: Database, run: Run) -> tuple[EventMark, ...]:
     """The newest events of any kind, and those of the marked kinds from further back; oldest first."""
     newest = events.last(db, run.run_id, limit=MAX_EVENTS)
@@ -302,6 +387,8 @@ def _event_text(event: Event) -> str:
     payload = event.payload
     if event.kind == "state_changed":
         return str(payload.get("state", ""))
+    if event.kind.startswith("alert_") and "summary" in payload:
+        return str(payload["summary"])[:200]
     said = (
         (key, value) for key, value in payload.items() if key not in _NOT_SAID and isinstance(value, str | int | float)
     )
@@ -322,6 +409,6 @@ def require_figure(name: str) -> str:
     Raises:
         NotFound: there is no such figure.
     """
-    if name not in {"quantiles", "kl", "envelope", "survival"}:
+    if name not in pages.FIGURES:
         raise NotFound(f"figure {name!r:.40} does not exist")
     return name

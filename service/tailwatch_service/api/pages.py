@@ -16,10 +16,12 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse,
 from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
 
+from tailwatch_collectors.summary import from_bytes
+from tailwatch_collectors.types import MAX_STEP
 from tailwatch_dashboards import pages, plotlyjs
 from tailwatch_dashboards.types import RunRow
 from tailwatch_service import answers
-from tailwatch_service.api import page_data
+from tailwatch_service.api import page_data, page_tokens
 from tailwatch_service.auth import ReadableRun, Reader, visible_run
 from tailwatch_service.errors import NotFound, Unauthorized
 from tailwatch_service.gate import Principal
@@ -62,7 +64,9 @@ router = APIRouter(include_in_schema=False)
 
 Cursor = Annotated[str | None, Query(max_length=512)]
 Search = Annotated[str, Query(max_length=200)]
-Step = Annotated[int | None, Query(ge=0)]
+Step = Annotated[int | None, Query(ge=0, le=MAX_STEP)]
+Place = Annotated[int, Query(ge=0, le=MAX_STEP)]
+Number = Annotated[float | None, Query(allow_inf_nan=False)]
 
 
 @router.get("/")
@@ -110,21 +114,64 @@ def run_view(
     run: ReadableRun,
     step: Step = None,
     theme: Literal["light", "dark"] = "light",
-    part: Literal["all", "step"] = "all",
+    part: Literal["all", "step", "lag"] = "all",
 ) -> Response:
     """What the run page updates from: verdict, headline, figures, quality, events; `part=step` only what
-    depends on the step."""
+    depends on the step, `part=lag` the figure that is read from many summaries."""
     view = page_data.run_view(services.db, run, step=step)
+    if part == "lag":
+        return _json(request, pages.lag_view(page_data.lag_table(services.db, run, view), view, theme=theme))
     if part == "step":
         return _json(request, pages.step_view(view, theme=theme))
     return _json(request, pages.run_view(view, theme=theme, now=services.clock()))
+
+
+@router.get("/runs/{run}/what-if")
+def what_if(
+    request: Request,
+    services: ServicesDep,
+    run: ReadableRun,
+    correction: Annotated[str, Query(max_length=64)],
+    step: Step = None,
+    lower: Number = None,
+    upper: Number = None,
+    budget: Number = None,
+) -> Response:
+    """What one correction would do to the chosen step, as the page shows it."""
+    record = page_data.chosen_step(services.db, run, step)
+    summary = from_bytes(record.summary) if record else None
+    made = page_tokens.correction(summary, correction, lower=lower, upper=upper, budget=budget)
+    return _json(request, pages.what_if_view(made))
+
+
+@router.get("/runs/{run}/sequence")
+def sequence(
+    request: Request,
+    services: ServicesDep,
+    run: ReadableRun,
+    rank: Place,
+    part: Place,
+    row: Place,
+    position: Place = 0,
+    step: Step = None,
+) -> Response:
+    """A sequence of the chosen step coloured by d, as the page shows it."""
+    record = page_data.chosen_step(services.db, run, step)
+    if record is None:
+        raise NotFound(f"run {run.run_id} has no closed step")
+    where = {"rank": rank, "part": part, "row": row, "position": position}
+    return _json(
+        request, pages.sequence_view(page_tokens.sequence(services.db, services.segments, record.key, **where))
+    )
 
 
 @router.get("/runs/{run}/figures/{figure}.csv")
 def figure_csv(services: ServicesDep, run: ReadableRun, figure: str, step: Step = None) -> Response:
     """The table behind a figure: every step of a series, or the bins of one step."""
     name = page_data.require_figure(figure)
-    text = pages.figure_csv(page_data.run_view(services.db, run, step=step, full=True), name)
+    view = page_data.run_view(services.db, run, step=step, full=True)
+    lags = page_data.lag_table(services.db, run, view).write_csv() if name == "staleness" else None
+    text = pages.figure_csv(view, name) if lags is None else lags
     disposition = f'attachment; filename="tailwatch-{name}.csv"'
     return PlainTextResponse(text, media_type="text/csv", headers={"content-disposition": disposition})
 

@@ -32,14 +32,18 @@ def slices(summary: Summary) -> dict[str, list[SliceRow]]:
         metrics = _bucket_metrics(summary.bins, index) | _bin_quantiles(summary, index)
         label = f"{edges[index]:g}-{edges[index + 1]:g}"
         probability.append(SliceRow(label, edges[index], edges[index + 1], metrics))
+    return {"probability": probability, "lag": lag_slice(summary)}
+
+
+def lag_slice(summary: Summary) -> list[SliceRow]:
+    """The occupied buckets of policy lag, in order."""
     starts = [*map(float, schema.LAG_EDGES), None, None]
     ends = [*(float(edge) - 1 for edge in schema.LAG_EDGES[1:]), None, None, None]
-    lag = [
+    return [
         SliceRow(label, starts[index], ends[index], _bucket_metrics(summary.lags, index))
         for index, label in enumerate(schema.LAG_LABELS)
         if summary.lags.counts_RC[index, 0]
     ]
-    return {"probability": probability, "lag": lag}
 
 
 def _bucket_metrics(part: Slice, index: int) -> dict[str, float]:

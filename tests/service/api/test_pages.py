@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from tailwatch_collectors.batch import Batch
+from tailwatch_collectors.types import BatchMeta
 from tailwatch_dashboards import plotlyjs
 from tailwatch_service.storage import keys
 from tests.service.support import API, Live, Start, problem
@@ -65,7 +68,7 @@ async def test_a_run_page_and_its_view_agree_with_the_api(start: Start) -> None:
         assert view["headline"]["kl_k3"] == step["metrics"]["kl_k3"]
         assert view["steps"] == [0, 1, 2, 3, 4, 5]
         assert (view["step"], view["last_step"]) == (5, 5)
-        assert set(view["figures"]) == {"quantiles", "kl", "envelope", "survival"}
+        assert set(view["figures"]) == {"quantiles", "kl", "ess", "course", "envelope", "survival"}
         drawn = next(trace for trace in view["figures"]["kl"]["data"] if trace["name"] == "k3")
         assert drawn["y"][-1] == pytest.approx(step["metrics"]["kl_k3"], rel=1e-5)
         assert view["verdict"]["state"] in page.text
@@ -193,3 +196,99 @@ async def test_definitions_hold_the_registry(start: Start) -> None:
         page = await live.client.get("/definitions")
         assert 'id="kl_k3"' in page.text
         assert "rollout_corr/k3_kl" in page.text
+
+
+async def test_mismatch_by_lag_is_read_from_the_slices_of_the_steps(start: Start) -> None:
+    async with start() as live:
+        run = await live.run("lags")
+        for step in range(3):
+            infer = -np.random.default_rng(step).exponential(1.0, 200).astype(np.float32)
+            batch = Batch.from_arrays(
+                BatchMeta(step=step, world_size=1, train_version=9),
+                infer_logprobs=infer,
+                train_logprobs=infer * np.float32(1.01),
+                cu_seqlens=np.arange(0, 201, 50),
+                infer_version=np.array([9, 9, 8, 5]),
+            )
+            await live.send(run, batch)
+            await live.closed(run, step)
+        part = (await live.client.get(f"/runs/{run}/view", params={"part": "lag"})).json()
+        curves = {trace["name"] for trace in part["figures"]["staleness"]["data"]}
+        assert curves == {"lag 0", "lag 1", "lag 3-4"}
+        assert part["steps_read"] == 3
+        table = (await live.client.get(f"/runs/{run}/figures/staleness.csv")).text.splitlines()
+        assert table[0] == "step,lag,tokens,kl_k3"
+        assert len(table) == 1 + 3 * 3
+        assert table[1].startswith("0,0,100,")
+
+
+async def test_what_if_moves_with_its_bounds(start: Start) -> None:
+    async with start() as live:
+        run = await run_with_steps(live, 2)
+        seen = []
+        for upper in (1.05, 1.2):
+            answer = await live.client.get(f"/runs/{run}/what-if", params={"correction": "tis_token", "upper": upper})
+            seen.append(answer.json()["sections"]["whatif-result"])
+            assert f"above {upper}" in seen[-1]
+        assert seen[0] != seen[1]
+        problem(
+            await live.client.get(f"/runs/{run}/what-if", params={"correction": "tis_token", "upper": 0.5}),
+            422,
+            "outside",
+        )
+        page = (await live.client.get(f"/runs/{run}")).text
+        assert page.count('name="correction"') == 12
+        waiting = await live.run("waiting")
+        empty = await live.client.get(f"/runs/{waiting}/what-if", params={"correction": "veto"})
+        assert "no step is closed yet" in empty.text
+
+
+async def test_a_sequence_opens_where_tokens_are_kept(start: Start) -> None:
+    query = {"rank": 0, "part": 0, "row": 1, "position": 7}
+    async with start(keep_tokens="all") as live:
+        run = await run_with_steps(live, 1)
+        assert "data-sequence" in (await live.client.get(f"/runs/{run}")).text
+        section = (await live.client.get(f"/runs/{run}/sequence", params=query)).json()["sections"]["sequence"]
+        assert section.count("<li ") == 50
+        assert "positions stand in" in section
+        assert 'aria-current="true"' in section
+        for name, value, said in (("row", 90, "has 4 sequences"), ("rank", 5, "no batch of rank 5")):
+            other = await live.client.get(f"/runs/{run}/sequence", params=query | {name: value})
+            assert said in other.json()["sections"]["sequence"]
+
+
+async def test_without_kept_tokens_the_page_says_how_to_keep_them(start: Start) -> None:
+    async with start() as live:
+        run = await run_with_steps(live, 1)
+        query = {"rank": 0, "part": 0, "row": 0}
+        answer = await live.client.get(f"/runs/{run}/sequence", params=query)
+        assert "--keep-tokens all" in answer.json()["sections"]["sequence"]
+        problem(await live.client.get("/runs/nope/sequence", params=query), 404)
+
+
+async def test_an_alert_is_on_the_page_and_its_acknowledgement_too(start: Start) -> None:
+    async with start() as live:
+        run = await live.run("invalid")
+        infer = np.full(200, -1.0, np.float32)
+        infer[:40] = np.nan
+        train = np.full(200, -1.1, np.float32)
+        for step in range(4):
+            batch = Batch.from_arrays(
+                BatchMeta(step=step, world_size=1),
+                infer_logprobs=infer,
+                train_logprobs=train,
+                cu_seqlens=np.arange(0, 201, 50),
+            )
+            await live.send(run, batch)
+            await live.closed(run, step)
+        cards = (await live.client.get(f"{API}/runs/{run}/alerts")).json()["alerts"]
+        card = next(one for one in cards if one["rule"] == "LogprobInvalid")
+        section = (await live.client.get(f"/runs/{run}/view")).json()["sections"]["alerts"]
+        assert "LogprobInvalid" in section
+        assert f'data-act="ack" data-alert="{card["alert_id"]}"' in section
+        assert (await live.client.post(f"{API}/alerts/{card['alert_id']}/ack", json={})).status_code == 200
+        after = (await live.client.get(f"/runs/{run}/view")).json()["sections"]
+        assert "acknowledged" in after["alerts"]
+        assert f'data-act="ack" data-alert="{card["alert_id"]}"' not in after["alerts"]
+        assert after["alerts"].count('data-act="ack"') == len(cards) - 1
+        assert f'href="#alerts">{len(cards)}<' in after["verdict"]

@@ -5,7 +5,7 @@ const COMMON = { responsive: true, displaylogo: false, showTips: false };
 const CONFIG = { ...COMMON, doubleClick: "reset", modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] };
 const whole = { name: "whole run", title: "Whole run", icon: window.Plotly?.Icons.home, click: () => zoomTo(null) };
 const STEP_CONFIG = { ...COMMON, doubleClick: false, modeBarButtons: [["zoom2d", "pan2d", whole]] };
-const STEP_FIGURES = ["quantiles", "kl"];
+const STEP_FIGURES = ["quantiles", "kl", "staleness", "ess", "course"];
 const NARROW = 560;
 const CLICK_MS = 320;
 
@@ -33,7 +33,7 @@ export async function draw(name, figure) {
   const layout = figure.layout;
   if (plot(name).clientWidth < NARROW) narrow(layout);
   const steps = STEP_FIGURES.includes(name);
-  if (steps) extent = layout.xaxis?.range ?? extent;
+  if (steps) extent = layout.xaxis?.range ?? extent; // the same in all of them
   if (steps && zoom && layout.xaxis) layout.xaxis = { ...layout.xaxis, range: zoom };
   await Plotly.react(plot(name), figure.data, layout, steps ? STEP_CONFIG : CONFIG);
   frame(name).classList.add("ready");
@@ -45,7 +45,7 @@ export async function draw(name, figure) {
 // The legend is ours: it wraps with the card and takes no room from the plot.
 function legend(name, traces) {
   const list = document.getElementById(`legend-${name}`);
-  const items = traces.filter((trace) => trace.showlegend !== false && trace.name).map((trace) => {
+  const items = traces.filter((trace) => trace.type !== "bar" && trace.showlegend !== false && trace.name).map((trace) => {
     const item = document.createElement("li");
     item.append(swatch(trace), trace.name);
     return item;
@@ -76,7 +76,7 @@ function narrow(layout) {
   layout.margin = { l: 52, r: 12, t: 8, b: 44 };
   const ticks = layout.xaxis?.tickvals;
   if (ticks?.length > 8) layout.xaxis = { ...layout.xaxis, tickvals: ticks.filter((_, i) => i % 2 === 0), ticktext: layout.xaxis.ticktext.filter((_, i) => i % 2 === 0) };
-  for (const axis of [layout.xaxis, layout.yaxis]) if (axis?.title) axis.title = { ...axis.title, font: { size: 11 } };
+  for (const axis of [layout.xaxis, layout.yaxis, layout.yaxis2, layout.yaxis3]) if (axis?.title) axis.title = { ...axis.title, font: { size: 11 } };
 }
 
 function wire(name) {

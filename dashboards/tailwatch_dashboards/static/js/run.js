@@ -1,14 +1,18 @@
 // The run page: asks for the run's view, morphs the sections, hands the figures to Plotly; again whenever the run moves.
+import { startAlerts } from "./alerts.js";
 import { draw, markStep, savePng, startCharts } from "./charts.js";
 import { startClock, tick } from "./clock.js";
 import { startLive } from "./live.js";
 import { morph } from "./morph.js";
 import { startPlayer } from "./player.js";
 import { startPopovers } from "./popover.js";
+import { startSequences } from "./sequence.js";
 import { repaint, setStatus } from "./status.js";
 import { startThemeSwitch, theme } from "./theme-switch.js";
+import { startWhatIf } from "./whatif.js";
 
 const GAP_MS = 500;
+const LAG_GAP_MS = 5000;
 const runId = document.getElementById("run").dataset.run;
 const address = new URL(window.location.href);
 const asked = address.searchParams.get("step");
@@ -16,6 +20,9 @@ let fixed = asked === null || asked === "" || asked === "latest" ? null : Number
 let running = null;
 let again = false;
 let number = 0;
+let shown = null;
+let lagAt = -Infinity;
+let lagTimer = 0;
 
 function remember(name, value) {
   const url = new URL(window.location.href);
@@ -45,9 +52,25 @@ async function apply(view) {
   tick();
   repaint();
   if (view.last_step === null) return;
+  shown = view.step;
+  whatIf.refresh();
   if (view.steps) player.update(view.steps, view.step);
   for (const [name, figure] of Object.entries(view.figures)) await draw(name, figure);
   markStep(fixed === null ? null : view.step);
+}
+
+// Mismatch against staleness is read from many summaries: by itself, after the rest, and seldom while a run streams in.
+function refreshLag() {
+  clearTimeout(lagTimer);
+  lagTimer = setTimeout(async () => {
+    lagAt = performance.now();
+    try {
+      const view = await fetchView({ part: "lag" });
+      await draw("staleness", view.figures.staleness);
+    } catch {
+      // The next view says what is wrong with the connection.
+    }
+  }, Math.max(0, lagAt + LAG_GAP_MS - performance.now()));
 }
 
 // One request at a time, and at most two a second: a run that closes steps faster is shown at that pace.
@@ -62,6 +85,7 @@ async function refresh() {
     running = fetchView().then((view) => ticket === number && apply(view));
     try {
       await running;
+      if (shown !== null) refreshLag();
     } catch (error) {
       setStatus("disconnected", `The service does not answer (${error.message}). Trying again.`);
       again = true;
@@ -92,6 +116,16 @@ startCharts({
   },
   range: from !== null && to !== null && Number.isFinite(Number(from) + Number(to)) ? [Number(from), Number(to)] : null,
 });
+const stepOf = () => fixed ?? shown;
+const whatIf = startWhatIf({ runId, stepOf });
+startSequences({ runId, stepOf });
+startAlerts(refresh);
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[data-step]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  player.go(Number(link.dataset.step));
+});
 document.addEventListener("click", async (event) => {
   const png = event.target.closest("[data-png]");
   if (png) await savePng(png.dataset.png, `tailwatch-${runId}-${png.dataset.png}`);
@@ -102,7 +136,10 @@ document.addEventListener("click", async (event) => {
     setTimeout(() => (share.textContent = "Copy link"), 1500);
   }
 });
-window.addEventListener("themechange", refresh);
+window.addEventListener("themechange", () => {
+  lagAt = -Infinity;
+  refresh();
+});
 startThemeSwitch();
 startPopovers();
 startClock();
