@@ -64,13 +64,16 @@ export function startPlayer({ show }) {
     const next = stops[nearest(at) + by];
     if (next !== undefined) go(next);
   };
+  // What was asked for is read first: stopping paints the controls as they were.
   slider.addEventListener("input", () => {
+    const asked = stops[Number(slider.value)];
     stop();
-    go(stops[Number(slider.value)]);
+    go(asked);
   });
   number.addEventListener("change", () => {
+    const asked = number.value;
     stop();
-    if (number.value !== "") go(Number(number.value));
+    if (asked !== "") go(Number(asked));
   });
   back.addEventListener("click", () => move(-1));
   on.addEventListener("click", () => move(1));
