@@ -122,6 +122,10 @@ def test_alerts_and_findings_are_marked_where_they_are() -> None:
     bands = [(shape.x0, shape.x1) for shape in figure.layout.shapes if shape.type == "rect"]
     assert bands == [(3, 39), (10, 20)]
     assert [note.text for note in figure.layout.annotations] == ["KlSpike", "EssLow"]
+    assert [note.xanchor for note in figure.layout.annotations] == ["left", "left"]
+    late = quantiles.quantile_fan(table, baseline=None, events=[], theme="light")
+    axes.alert_marks(late, [alert(fired_step=38)], (), theme="light", last_step=39)
+    assert late.layout.annotations[0].xanchor == "right"
     ticks = [shape.x0 for shape in figure.layout.shapes if shape.type == "line" and shape.y0 == 0.975]
     assert ticks == [2, 3]
 

@@ -320,6 +320,7 @@ def alert_marks(
     palette = PALETTES[theme]
     colours = {"critical": palette.unhealthy, "warning": palette.watch}
     shapes: list[dict[str, Any]] = []
+    low, high = figure.layout.xaxis.range or (0, 1)
     shown = [alert for alert in alerts if alert.fired_step is not None][:MAX_ALERTS]
     for row, alert in enumerate(sorted(shown, key=lambda one: one.fired_step or 0)):
         colour = colours.get(alert.severity, palette.watch)
@@ -328,18 +329,19 @@ def alert_marks(
         if end is not None and start is not None and end > start:
             shapes.append(_upright(start, end, 0, 1, fill=fade(colour, 0.07)))
         shapes.append(_upright(start, start, 0, 1, line=colour))
-        if not named:
+        if not named or start is None:
             continue
+        late = start > low + 0.75 * (high - low)  # a name that starts here would leave the plot
         figure.add_annotation(
             text=alert.rule,
             x=start,
             y=1,
             xref="x",
             yref="paper",
-            xanchor="left",
+            xanchor="right" if late else "left",
             yanchor="top",
             yshift=-13 * (row % MAX_ALERTS) - 2,
-            xshift=2,
+            xshift=-2 if late else 2,
             showarrow=False,
             font={"size": 10, "color": colour},
         )
