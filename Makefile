@@ -21,13 +21,16 @@ test: ## everything from nothing: lint, format, types, import contracts, all tes
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered
 
-check: ## the quick part of `make test`, in under a minute
+QUICK := tests/contracts tests/dashboards tests/service/statistics tests/collectors/test_batch.py \
+	tests/collectors/test_collector.py tests/service/test_errors.py tests/service/test_settings.py
+
+check: ## the quick part of `make test`, in under a minute: lint, types, contracts, the pure tests
 	@scripts/bootstrap.sh dev
 	@$(BIN)/ruff format --check -q .
 	@$(BIN)/ruff check -q .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports | tail -n 3
-	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow and not browser"
+	@$(BIN)/pytest -q -n 2 --dist worksteal -m "not slow and not browser" $(QUICK)
 
 format: ## format and fix what can be fixed
 	@scripts/bootstrap.sh dev
