@@ -139,7 +139,9 @@ class Watch:
                 alert = open_alerts.get(fingerprint(judged.run_id, rule.id, check.slice))
                 reading = check.comparison.read_silence(silence_s, step_s=step_s)
                 told = 0 if alert is None else _SEVERITY.index(alert.severity) + 1
-                if reading.level > told or (told and reading.level == 0):
+                # Silence is counted from the service's start at the earliest; only a step ends what was told before.
+                spoke = alert is not None and judged.last_closed_at > (alert.fired_at or alert.started_at)
+                if reading.level > told or (spoke and reading.level == 0):
                     made.append(_Silent(rule, check, reading, alert))
         return made
 

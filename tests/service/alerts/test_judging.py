@@ -315,6 +315,29 @@ def test_silence_while_the_service_was_away_is_none(world: World) -> None:
     assert (world.one().alert.rule, world.one().alert.severity) == ("StreamMissing", "warning")
 
 
+def test_a_restart_neither_ends_a_silence_nor_tells_of_it_twice(world: World) -> None:
+    world.closer.sweep()
+    for step in range(5):
+        world.send(step)
+    world.now += 100.0
+    world.closer.sweep()
+    assert world.one().alert.state == "firing"
+    queued = len(world.queued())
+
+    world.desk = Desk.open(world.db, settings=world.settings)
+    world.closer = world.new_closer()
+    for _ in range(8):
+        world.closer.sweep()
+        world.now += 11.0
+
+    assert world.one().alert.state == "firing"
+    assert len(world.queued()) == queued
+    world.send(5)
+    world.now += 9.0
+    world.closer.sweep()
+    assert (world.one().alert.state, world.one().alert.resolved_reason) == ("resolved", "cleared")
+
+
 def test_two_steps_do_not_tell_how_long_a_step_takes(world: World) -> None:
     world.closer.sweep()
     world.send(0)
