@@ -63,9 +63,9 @@ generated: ## write what comes from the registry and the rules: docs/metrics.md,
 	$(BIN)/python scripts/generate_grafana.py
 	$(BIN)/python scripts/generate_rules.py
 
-screenshots: ## shoot the pages of a demo that is running, into docs/pictures/
+screenshots: ## shoot the pages of a demo that is running, into docs/pictures/, as high as the README shows them
 	@scripts/bootstrap.sh dev
-	$(BIN)/python scripts/screenshots.py http://127.0.0.1:8321 docs/pictures
+	$(BIN)/python scripts/screenshots.py http://127.0.0.1:8321 docs/pictures --height 1160
 
 clean: ## remove the virtual environment, caches and the demo's data
 	rm -rf $(VENV) .tailwatch-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -52,9 +52,9 @@ class Findings:
             self.seen.append(f"request left the machine: {request.url}")
 
 
-def shoot(browser: Browser, url: str, target: Path, *, width: int, theme: Theme) -> list[str]:
-    """One full-page screenshot; what went wrong on the way."""
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+def shoot(browser: Browser, url: str, target: Path, *, width: int, theme: Theme, height: int | None) -> list[str]:
+    """One screenshot, of the whole page unless a height is given; what went wrong on the way."""
+    page = browser.new_page(viewport={"width": width, "height": height or 900}, color_scheme=theme)
     found = Findings()
     page.on("console", found.console)
     page.on("pageerror", lambda error: found.seen.append(f"page error: {error}"))
@@ -64,7 +64,7 @@ def shoot(browser: Browser, url: str, target: Path, *, width: int, theme: Theme)
     sizes = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     if sizes[0] > sizes[1]:
         found.seen.append(f"scrolls sideways: {sizes[0]} px wide in {sizes[1]}")
-    page.screenshot(path=target, full_page=True)
+    page.screenshot(path=target, full_page=height is None)
     page.close()
     return [f"{target.name}: {what}" for what in found.seen]
 
@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="folder for the PNG files")
     parser.add_argument("--run", action="append", help="name of a run; default: all listed")
     parser.add_argument("--width", action="append", type=int, help="window width; default: all")
+    parser.add_argument("--height", type=int, help="only the top of the page, this high; default: all of it")
     chosen = parser.parse_args()
     base = chosen.base.rstrip("/")
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def main() -> int:
             for width in chosen.width or WIDTHS:
                 for theme in THEMES:
                     target = chosen.out / f"{name}-{width}-{theme}.png"
-                    findings += shoot(browser, url, target, width=width, theme=theme)
+                    findings += shoot(browser, url, target, width=width, theme=theme, height=chosen.height)
                     print(target)
         browser.close()
     for finding in findings:
