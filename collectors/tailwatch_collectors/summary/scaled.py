@@ -73,7 +73,9 @@ def sum_scaled(mantissa: NDArray[np.float64], exponent: NDArray[np.int64]) -> Sc
     """Sum over the last axis of mantissa * 2^exponent; zero where there is nothing to add."""
     if mantissa.shape[-1] == 0:
         return ScaledSums.zeros(*mantissa.shape[:-1])
-    largest = exponent.max(axis=-1, keepdims=True)
+    # A zero must not lift the common exponent: beside it, terms far below 1 would vanish.
+    lowest = exponent.min(axis=-1, keepdims=True)
+    largest = np.where(mantissa == 0, lowest, exponent).max(axis=-1, keepdims=True)
     total = _shifted(mantissa, exponent - largest).sum(axis=-1)
     return ScaledSums.of(total, largest[..., 0])
 
