@@ -1,4 +1,4 @@
-"""Hypothesis, made deterministic: a failure on one machine is a failure on all."""
+"""Hypothesis, made deterministic; `pytest --hypothesis-profile=explore` draws anew at every run."""
 
 from __future__ import annotations
 
@@ -18,4 +18,5 @@ settings.register_profile(
     max_examples=100,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+settings.register_profile("explore", settings.get_profile("tailwatch"), derandomize=False)
 settings.load_profile("tailwatch")
