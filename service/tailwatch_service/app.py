@@ -22,6 +22,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.process_collector import ProcessCollector
 from starlette.concurrency import run_in_threadpool
 
+from tailwatch_collectors import wire
+from tailwatch_collectors.batch import Batch
+from tailwatch_collectors.summary import summarise
+from tailwatch_collectors.types import BatchMeta
+from tailwatch_dashboards.template import template
 from tailwatch_service import exposition, problems
 from tailwatch_service.alerts.desk import Desk
 from tailwatch_service.api import alerts, docs, health, live, pages, registry, runs, series, session, steps, whatif
@@ -115,8 +120,20 @@ def check_keys(db: Database, settings: Settings) -> None:
     )
 
 
+def _warm_up() -> None:
+    """Load what libraries load lazily, before threads race for it.
+
+    Where pandas is installed pyarrow imports it at its first conversion, and Plotly, looking for it meanwhile in
+    another thread, fails on the half-imported module.
+    """
+    batch = Batch.from_arrays(BatchMeta(step=0), infer_logprobs=[[-1.0]], train_logprobs=[[-1.0]])
+    summarise(wire.decode(wire.encode(batch)).batch)
+    template("light")
+
+
 def _open(settings: Settings, counters: Counters, clock: Callable[[], float]) -> Services:
     """Open everything and start the workers."""
+    _warm_up()
     db = Database.open(settings.database_url, data_dir=settings.data_dir)
     try:
         check_keys(db, settings)

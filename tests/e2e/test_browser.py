@@ -380,8 +380,9 @@ def test_a_restart_of_the_service_leaves_no_gap(opened: Opened, service: Service
         service.start()
     for step in range(3, 6):
         service.send(run, step)
-    expect(last_step(page)).to_have_text("5")
-    expect(page.locator("#live")).to_have_attribute("data-live", "live")
+    expect(last_step(page)).to_have_text("5", timeout=30_000)
+    # The browser tries again after some seconds of its own choosing.
+    expect(page.locator("#live")).to_have_attribute("data-live", "live", timeout=30_000)
     expect(page.locator("#banner")).to_be_hidden()
     page.wait_for_function("() => document.getElementById('plot-kl').data[0].x.length === 6")
     assert list(page.evaluate("[...document.getElementById('plot-kl').data[0].x]")) == list(range(6))
