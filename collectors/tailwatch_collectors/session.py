@@ -7,6 +7,7 @@ torch.distributed keeps anyway. Nothing here is a collective, so a rank that con
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import uuid
@@ -15,6 +16,8 @@ from typing import Any
 
 from tailwatch_collectors.errors import ConfigurationError
 from tailwatch_collectors.types import MAX_RANK
+
+_log = logging.getLogger("tailwatch")
 
 STORE_TIMEOUT = 5.0
 """Longest wait for torch.distributed's store, seconds."""
@@ -78,8 +81,8 @@ def _from_store(key: str) -> str | None:
                 store = distributed.distributed_c10d._get_default_store()
                 # An atomic set-if-absent: no rank has to wait for another.
                 found.append(store.compare_set(key, "", uuid.uuid4().hex).decode())
-        except Exception:  # noqa: BLE001  # torch's own types differ by version; the caller falls back
-            return
+        except Exception as error:  # noqa: BLE001  # torch's own types differ by version; the caller falls back
+            _log.warning("no session could be shared through torch.distributed's store: %r", error)
 
     # In a thread, because a store whose host has died answers only after minutes.
     thread = threading.Thread(target=ask, name="tailwatch-session", daemon=True)

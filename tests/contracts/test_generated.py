@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tailwatch_service.app import API, create_app
+from tailwatch_service.settings import Settings
 from tailwatch_service.statistics.page import metrics_page
 from tailwatch_service.statistics.registry import METRICS
 
@@ -34,3 +36,12 @@ def test_every_make_target_is_described() -> None:
     assert phony is not None
     described = re.findall(r"^([a-z-]+):.*## ", makefile, flags=re.MULTILINE)
     assert sorted(phony.group(1).split()) == sorted(described)
+
+
+def test_the_api_page_names_every_call() -> None:
+    page = ROOT.joinpath("docs", "api.md").read_text(encoding="utf-8")
+    paths = [path.removeprefix(API) for path in create_app(Settings()).openapi()["paths"]]
+    assert len(paths) > 20
+    # Calls below a step are listed after the first of their row, by their last word.
+    missing = [path for path in paths if path not in page and f"/{path.rpartition('/')[2]}`" not in page]
+    assert missing == []
