@@ -33,7 +33,9 @@ def check_semantics(batch: Batch, declared: Mapping[str, Any]) -> list[Semantics
         batch: the first batch of a run, or any.
         declared: the run's configuration as the user gave it; read are `temperature`, `train_temperature` (what the
             training side divides its logits by; default: the same temperature), `top_p`, `top_k`, `min_p`,
-            `logprobs_mode` (`raw` or `processed`, also spelt as vLLM does) and `framework`. All optional.
+            `logprobs_mode` and `framework`. All optional. The modes: `raw` (before any sampling setting),
+            `processed` (after all of them; both also spelt as vLLM does), `scaled` (after the temperature, before
+            top-p and top-k: SGLang's default).
 
     Returns:
         Findings, what was declared first; empty where nothing is suspicious. Never raises for a sound batch.
@@ -52,9 +54,9 @@ def _declared(declared: Mapping[str, Any]) -> Found:
             yield "declared-unreadable", f"{name} is declared as {declared[name]!r:.80}, which is no number"
     mode = declared.get("logprobs_mode")
     kind = None if mode is None else str(mode).lower().removesuffix("_logprobs")
-    if kind is not None and kind not in {"raw", "processed"}:
+    if kind is not None and kind not in {"raw", "processed", "scaled"}:
         hint = "; logits are not comparable between engines" if "logits" in kind else ""
-        yield "declared-unreadable", f"logprobs_mode is declared as {mode!r:.80}, expected raw or processed{hint}"
+        yield "declared-unreadable", f"logprobs_mode is declared as {mode!r:.80}, expected raw, processed or scaled{hint}"
         kind = None
     temperature = numbers["temperature"]
     if temperature == 0:
@@ -123,7 +125,7 @@ def _truncation(what: str, kind: str | None) -> Found:
     else:
         yield (
             "truncated-sampling",
-            f"{what} with raw log-probs: both sides are comparable, but the tokens come from the truncated policy, so "
+            f"{what} with {kind} log-probs: both sides are comparable, but the tokens come from the truncated policy, so "
             "divergences are estimated over the kept tokens only and their unlikely tail is never seen. Sample with "
             "the full support where the tail matters",
         )
