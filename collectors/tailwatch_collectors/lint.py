@@ -55,8 +55,11 @@ def _declared(declared: Mapping[str, Any]) -> Found:
     mode = declared.get("logprobs_mode")
     kind = None if mode is None else str(mode).lower().removesuffix("_logprobs")
     if kind is not None and kind not in {"raw", "processed", "scaled"}:
-        hint = "; logits are not comparable between engines" if "logits" in kind else ""
-        yield "declared-unreadable", f"logprobs_mode is declared as {mode!r:.80}, expected raw, processed or scaled{hint}"
+        yield (
+            "declared-unreadable",
+            f"logprobs_mode is declared as {mode!r:.80}, expected raw, processed or scaled"
+            + ("; logits are not comparable between engines" if "logits" in kind else ""),
+        )
         kind = None
     temperature = numbers["temperature"]
     if temperature == 0:
@@ -125,9 +128,9 @@ def _truncation(what: str, kind: str | None) -> Found:
     else:
         yield (
             "truncated-sampling",
-            f"{what} with {kind} log-probs: both sides are comparable, but the tokens come from the truncated policy, so "
-            "divergences are estimated over the kept tokens only and their unlikely tail is never seen. Sample with "
-            "the full support where the tail matters",
+            f"{what} with {kind} log-probs: both sides are comparable, but the tokens come from the truncated policy, "
+            "so divergences are estimated over the kept tokens only and their unlikely tail is never seen. Sample "
+            "with the full support where the tail matters",
         )
 
 
