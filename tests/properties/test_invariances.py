@@ -121,8 +121,8 @@ def test_counts_add_up(rows: list[Any]) -> None:
         assert summary.bins.max_R[index] == inside.max()
         assert summary.bins.counts_RC[index, 1] == int((np.abs(inside) > math.log(2)).sum())
     worst = np.sort(d)[::-1][: schema.WORST_TOKENS]
-    assert summary.worst_upper.badness.tolist() == worst.tolist()
-    assert summary.worst_lower.badness.tolist() == np.sort(-d)[::-1][: schema.WORST_TOKENS].tolist()
+    assert summary.worst_upper.priority.tolist() == worst.tolist()
+    assert summary.worst_lower.priority.tolist() == np.sort(-d)[::-1][: schema.WORST_TOKENS].tolist()
 
 
 numbers = st.floats(-5_000, 5_000) | st.floats(-1e-3, 1e-3) | st.sampled_from([0.0, 5_000.0, -5_000.0, 700.0, -745.0])

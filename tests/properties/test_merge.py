@@ -73,8 +73,8 @@ def test_a_batch_is_the_merge_of_its_parts(first: Batch, second: Batch) -> None:
     parts = merge([summarise(first), summarise(second)])
     # Rows are numbered within a batch; equal log ratios may therefore come in another order.
     assert_close(whole, parts, but=NAMED)
-    np.testing.assert_array_equal(whole.worst_upper.badness, parts.worst_upper.badness)
-    np.testing.assert_array_equal(whole.worst_lower.badness, parts.worst_lower.badness)
+    np.testing.assert_array_equal(whole.worst_upper.priority, parts.worst_upper.priority)
+    np.testing.assert_array_equal(whole.worst_lower.priority, parts.worst_lower.priority)
 
 
 @given(batches(), st.randoms(use_true_random=False))

@@ -6,7 +6,8 @@ or an array of a length its sender chose.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from tailwatch_collectors.summary import schema
 from tailwatch_collectors.summary.grid import Grid, cell_count, cells_of
 from tailwatch_collectors.summary.moments import Moments
 from tailwatch_collectors.summary.scaled import ScaledSums
-from tailwatch_collectors.summary.summary import Slice, Summary
+from tailwatch_collectors.summary.slices import OCTAVES, BucketStats, Slice
+from tailwatch_collectors.summary.summary import Summary
 
 _MAX_COUNT = 2**48
 """Tokens of any window; sums of counts stay far from the end of int64."""
@@ -25,7 +27,13 @@ _MAX_SEQUENCES = 2**26
 """65,536 rows of 1,024 ranks: sequences are gone through one by one."""
 _MAX_SIZE = 1e100
 """A sum of squares of float32 log-probs stays below it, and its own square within float64."""
+_MAX_CLUSTER = 1e300
+"""A square of a sequence's sum of e^300."""
 _MAX_EXPONENT = 2**52
+_MAX_LABEL = 256
+_WHOLE = ("lag", "position", "rank")
+"""Slices that hold every token."""
+_SLICE_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
 class SummaryError(TailwatchError, ValueError):
@@ -41,12 +49,13 @@ class SummaryError(TailwatchError, ValueError):
 
 def leaves(node: Any, path: str = "summary") -> Iterator[tuple[str, Any]]:
     """The arrays and tuples of a summary with their dotted names, in the order of the fields."""
-    for field in fields(node):
-        value = getattr(node, field.name)
-        if is_dataclass(value):
-            yield from leaves(value, f"{path}.{field.name}")
+    named = node.items() if isinstance(node, Mapping) else ((one.name, getattr(node, one.name)) for one in fields(node))
+    for name, value in named:
+        where = f"{path}.{name}"
+        if is_dataclass(value) or isinstance(value, Mapping):
+            yield from leaves(value, where)
         else:
-            yield f"{path}.{field.name}", value
+            yield where, np.asarray(value, np.int64) if isinstance(value, int) else value
 
 
 def check(summary: Summary) -> None:
@@ -65,16 +74,26 @@ def check(summary: Summary) -> None:
     probs = summary.probs
     _check_moments("probs", Moments(probs.n, probs.mean_x, probs.m2_x), tokens)
     _check_moments("probs", Moments(probs.n, probs.mean_y, probs.m2_y), tokens)
-    for name in ("bins", "lags"):
-        _check_slice(name, getattr(summary, name), tokens)
+    _check_moments("score_residual", summary.score_residual, summary.score_residual.n)
+    if int(summary.score_residual.n) > summary.count("tokens_score"):
+        _refuse("score_residual", f"counts {summary.score_residual.n}, counters say {summary.count('tokens_score')}")
+    _check_buckets("bins", summary.bins)
+    if int(summary.bins.counts_RC[:, 0].sum()) != tokens:
+        _refuse("bins", f"holds {summary.bins.counts_RC[:, 0].sum()} tokens, counters say {tokens}")
+    _check_slices(summary.slices, tokens)
+    _check_clusters(summary, tokens)
     _check_scaled("token_scaled", summary.token_scaled, tokens)
     _check_scaled("sequence_scaled", summary.sequence_scaled, complete)
     _check_extremes(summary, tokens, complete)
     _check_lengths(summary, complete)
-    for name in ("worst_upper", "worst_lower"):
-        worst = getattr(summary, name)
-        lengths = {len(getattr(worst, field.name)) for field in fields(worst)}
-        if len(lengths) != 1 or max(lengths) > schema.WORST_TOKENS:
+    for name, most in (
+        ("worst_upper", schema.WORST_TOKENS),
+        ("worst_lower", schema.WORST_TOKENS),
+        ("sample", schema.SAMPLE_TOKENS),
+    ):
+        picks = getattr(summary, name)
+        lengths = {len(getattr(picks, field.name)) for field in fields(picks)}
+        if len(lengths) != 1 or max(lengths) > most:
             _refuse(name, f"has columns of length {sorted(lengths)}")
 
 
@@ -95,7 +114,8 @@ def _check_range(path: str, value: Any) -> None:
             _refuse(path, f"holds a count outside 0 .. {_MAX_COUNT}")
     else:
         unbounded = leaf in {"minima", "maxima", "min_R", "max_R"}
-        sound = (np.abs(value.astype(np.float64)) <= _MAX_SIZE) | (np.isinf(value) & unbounded)
+        most = _MAX_CLUSTER if leaf.startswith("cluster_") else _MAX_SIZE
+        sound = (np.abs(value.astype(np.float64)) <= most) | (np.isinf(value) & unbounded)
         if not sound.all():
             _refuse(path, f"holds {value[~sound].flat[0]}, which no sum of log-probs gives")
 
@@ -104,9 +124,10 @@ def _check_grids(summary: Summary, tokens: int, complete: int) -> None:
     cells, bin_cells, sequence_cells = map(cell_count, (schema.TOKEN_BITS, schema.BIN_BITS, schema.SEQUENCE_BITS))
     grids = len(schema.SEQUENCE_GRIDS)
     known = summary.count("tokens_lag_known")
-    _check_grid("grid", summary.grid, limit=cells, columns=1, total=tokens)
+    signs = len(schema.ADVANTAGE_SIGNS)
+    _check_grid("sign_grid", summary.sign_grid, limit=cells * signs, columns=1, total=tokens)
     _check_grid("bin_grid", summary.bin_grid, limit=bin_cells * schema.PROBABILITY_BINS, columns=1, total=tokens)
-    limit = sequence_cells * grids * len(schema.ADVANTAGE_SIGNS)
+    limit = sequence_cells * grids * signs
     _check_grid("sequence_grid", summary.sequence_grid, limit=limit, columns=2, total=grids * complete)
     _check_grid("lag_grid", summary.lag_grid, limit=schema.MAX_LAG_CELL + 1, columns=1, total=known)
     per_bin = np.zeros(schema.PROBABILITY_BINS, np.int64)
@@ -134,16 +155,68 @@ def _check_moments(name: str, moments: Moments, count: Any) -> None:
         _refuse(name, "has a negative sum of squares")
 
 
-def _check_slice(name: str, part: Slice, tokens: int) -> None:
+def _check_buckets(name: str, part: BucketStats) -> None:
     per_bucket = part.counts_RC[:, 0]
-    if int(per_bucket.sum()) != tokens:
-        _refuse(name, f"holds {per_bucket.sum()} tokens, counters say {tokens}")
     _check_moments(name, part.log_ratio_R, per_bucket)
     there = per_bucket > 0
     ordered = np.isfinite(part.min_R) & np.isfinite(part.max_R) & (part.min_R <= part.max_R)
     empty = (part.min_R == np.inf) & (part.max_R == -np.inf)
     if not np.where(there, ordered, empty).all():
         _refuse(name, "has extremes that do not fit its counts")
+
+
+def _check_slices(slices: Mapping[str, Slice], tokens: int) -> None:
+    if len(slices) > schema.MAX_SLICES:
+        _refuse("slices", f"holds {len(slices)} slices, limit {schema.MAX_SLICES}")
+    for name, part in slices.items():
+        where = f"slices.{name:.40}"
+        if not _SLICE_NAME.fullmatch(name):
+            _refuse(where, "is not a name of lower-case letters, digits and _")
+        _check_labels(where, part)
+        _check_buckets(where, part.stats)
+        per_bucket = part.stats.counts_RC[:, 0]
+        held = int(per_bucket.sum())
+        if (per_bucket == 0).any():
+            _refuse(where, "holds an empty bucket")
+        if held > tokens or (name in _WHOLE and held != tokens):
+            _refuse(where, f"holds {held} tokens, counters say {tokens}")
+        _check_grid(where, part.octaves, limit=OCTAVES * len(part.labels), columns=1, total=held)
+        octaves = np.zeros(len(part.labels), np.int64)
+        np.add.at(octaves, part.octaves.keys // OCTAVES, part.octaves.counts[:, 0])
+        if (octaves != per_bucket).any():
+            _refuse(where, "has a histogram that disagrees with its tokens")
+    for name in _WHOLE:
+        if tokens and name not in slices:
+            _refuse(f"slices.{name}", "is missing")
+
+
+def _check_labels(where: str, part: Slice) -> None:
+    labels = part.labels
+    if not 1 <= part.limit <= schema.MAX_SLICE_BUCKETS:
+        _refuse(where, f"keeps {part.limit} buckets, limit {schema.MAX_SLICE_BUCKETS}")
+    if list(labels) != sorted(set(labels)) or any(len(label) > _MAX_LABEL for label in labels):
+        _refuse(where, f"has labels that are not distinct, sorted and of at most {_MAX_LABEL} characters")
+    if len(labels) - (schema.OTHER in labels) > part.limit:
+        _refuse(where, f"has {len(labels)} buckets, limit {part.limit}")
+    arrays = (part.stats.counts_RC, part.stats.sums_RQ, part.stats.log_ratio_R.n, part.stats.k3_R.mantissa)
+    if any(len(array) != len(labels) for array in (*arrays, part.stats.min_R, part.stats.max_R)):
+        _refuse(where, f"has {len(labels)} labels for another number of buckets")
+
+
+def _check_clusters(summary: Summary, tokens: int) -> None:
+    squares = {
+        "cluster_sums": summary.cluster_sums[:, 0],
+        "cluster_extras": summary.cluster_extras,
+        "bin_cluster_sq": summary.bin_cluster_sq,
+        "exceed_upper": summary.exceed_upper,
+        "exceed_lower": summary.exceed_lower,
+    }
+    for name, values in squares.items():
+        if (values < 0).any():
+            _refuse(name, f"holds {values.min()}, which no sum of squares gives")
+    clusters = summary.count("clusters")
+    if clusters > tokens or (clusters == 0) != (tokens == 0):
+        _refuse("counters", f"{clusters} sequences cannot hold {tokens} tokens")
 
 
 def _check_scaled(name: str, sums: ScaledSums, count: int) -> None:

@@ -1,9 +1,10 @@
-"""Summary <-> bytes.
+"""Summary <-> bytes, version 1 (docs/summary-format.md).
 
-`TWS` + version, then one zstd frame of sections in the order of the fields: the array's length along each axis and
-its little-endian values byte plane by byte plane (which zstd halves again); grid keys as differences, names as one
-JSON list. Reading checks every shape, order and
-sign: summaries come from other machines.
+`TWS` + version, then one zstd frame of named sections: name, type, the array's length along each axis, and its
+little-endian values byte plane by byte plane (which zstd halves again); grid keys as differences, names as one JSON
+list. A newer writer of the version may add sections, slices, and entries at the end of a vector: a reader keeps
+slices it does not know and leaves the rest out. Reading checks every shape, order and sign: summaries come from
+other machines.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -20,11 +22,20 @@ import pyarrow as pa
 from tailwatch_collectors.errors import FieldError
 from tailwatch_collectors.summary import schema
 from tailwatch_collectors.summary.check import SummaryError, check, leaves
+from tailwatch_collectors.summary.grid import Grid
+from tailwatch_collectors.summary.slices import BucketStats, Slice
 from tailwatch_collectors.summary.summary import Summary
 
 _MAGIC = b"TWS"
 _MAX_DECODED_BYTES = 16 * 2**20
+_MAX_SECTIONS = 4_096
 _ZSTD_LEVEL = 3
+_TYPES = {b"f": "<f4", b"d": "<f8", b"i": "<i4", b"q": "<i8", b"s": "<u1"}
+_CODES = {np.dtype(kind): code for code, kind in _TYPES.items()}
+_VARIABLE = ("grid", "octaves", "worst_upper", "worst_lower", "sample")
+"""Parts whose arrays have any length along their first axis."""
+
+_Sections = dict[str, Any]
 
 
 def to_bytes(summary: Summary) -> bytes:
@@ -35,9 +46,10 @@ def to_bytes(summary: Summary) -> bytes:
             array = np.frombuffer(json.dumps(value).encode(), np.uint8)
         else:
             array = np.diff(value, prepend=0) if path.endswith(".keys") else value
-        little = np.asarray(array, _stored_type(array.dtype), order="C")
-        header = struct.pack(f"<B{little.ndim}I", little.ndim, *little.shape)
-        sections.append(header + _planes(little.tobytes(), little.itemsize))
+        little = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+        name = path.removeprefix("summary.").encode()
+        kind = struct.pack(f"<cB{little.ndim}I", _CODES[little.dtype], little.ndim, *little.shape)
+        sections.append(bytes((len(name),)) + name + kind + _planes(little.tobytes(), little.itemsize))
     payload = b"".join(sections)
     frame: bytes = pa.Codec("zstd", compression_level=_ZSTD_LEVEL).compress(payload, asbytes=True)
     return _MAGIC + struct.pack("<BI", schema.SUMMARY_VERSION, len(payload)) + frame
@@ -57,55 +69,97 @@ def from_bytes(data: bytes) -> Summary:
         raise SummaryError(FieldError(reason=reason))
     if size > _MAX_DECODED_BYTES:
         raise SummaryError(FieldError(reason=f"decodes to {size} bytes, limit {_MAX_DECODED_BYTES}"))
-    summary: Summary
     try:
         payload = pa.Codec("zstd").decompress(data[8:], decompressed_size=size, asbytes=True)
-        summary, end = _read(Summary.empty(), payload, 0, "summary")
+        sections = _sections(payload)
+        summary: Summary = _build(Summary.empty(), sections, "")
     except (pa.ArrowException, OSError, struct.error, ValueError, RecursionError) as error:
         if isinstance(error, SummaryError):
             raise
         raise SummaryError(FieldError(reason=f"is damaged: {error!s:.200}")) from error
-    if end != len(payload):
-        raise SummaryError(FieldError(reason=f"{len(payload) - end} bytes are left over"))
     check(summary)
     return summary
 
 
-def _read(template: Any, payload: bytes, at: int, path: str) -> tuple[Any, int]:
-    """Rebuild the template's dataclass from the sections starting at `at`."""
-    values = {}
+def _sections(payload: bytes) -> _Sections:
+    """Every section by name."""
+    found: _Sections = {}
+    at = 0
+    while at < len(payload):
+        length = payload[at]
+        name = payload[at + 1 : at + 1 + length].decode()
+        code, ndim = struct.unpack_from("<cB", payload, at + 1 + length)
+        at += 3 + length
+        if code not in _TYPES or ndim > 2 or name in found or len(found) >= _MAX_SECTIONS:
+            raise SummaryError(FieldError(column=f"{name:.80}", reason="is damaged"))
+        shape = struct.unpack_from(f"<{ndim}I", payload, at)
+        at += 4 * ndim
+        dtype = np.dtype(_TYPES[code])
+        count = math.prod(shape)
+        size = count * dtype.itemsize
+        if at + size > len(payload):
+            raise SummaryError(FieldError(column=f"{name:.80}", reason="is truncated"))
+        planes = np.frombuffer(payload, np.uint8, size, at).reshape(dtype.itemsize, count)
+        array = np.frombuffer(planes.T.tobytes(), dtype).reshape(shape)
+        found[name] = array.astype(dtype.newbyteorder("="))
+        at += size
+    return found
+
+
+def _build(template: Any, sections: _Sections, prefix: str) -> Any:
+    """The template's dataclass, filled from the sections under `prefix`."""
+    values: dict[str, Any] = {}
     for field in fields(template):
         shape_of = getattr(template, field.name)
-        where = f"{path}.{field.name}"
-        if is_dataclass(shape_of):
-            values[field.name], at = _read(shape_of, payload, at, where)
-            continue
-        dtype = np.dtype(np.uint8) if isinstance(shape_of, tuple) else shape_of.dtype
-        array, at = _section(payload, at, dtype, where)
-        if isinstance(shape_of, tuple):
-            values[field.name] = _names(array.tobytes(), where)
-            continue
-        variable = "grid" in path.rpartition(".")[2] or "worst" in path
-        if array.ndim != shape_of.ndim or (not variable and array.shape != shape_of.shape):
-            raise SummaryError(FieldError(column=where, reason=f"has shape {array.shape}, expected {shape_of.shape}"))
-        values[field.name] = np.cumsum(array) if field.name == "keys" else array
-    return type(template)(**values), at
+        where = prefix + field.name
+        if isinstance(shape_of, Mapping):
+            values[field.name] = _slices(sections, f"{where}.")
+        elif is_dataclass(shape_of):
+            values[field.name] = _build(shape_of, sections, f"{where}.")
+        elif isinstance(shape_of, tuple):
+            values[field.name] = _names(_taken(sections, where, np.dtype(np.uint8)).tobytes(), where)
+        elif isinstance(shape_of, int):
+            values[field.name] = int(_fitted(_taken(sections, where, np.dtype(np.int64)), np.array(0), where))
+        else:
+            array = _fitted(_taken(sections, where, shape_of.dtype), shape_of, where)
+            values[field.name] = np.cumsum(array) if field.name == "keys" else array
+    return type(template)(**values)
 
 
-def _section(payload: bytes, at: int, dtype: np.dtype[Any], where: str) -> tuple[Any, int]:
-    ndim = payload[at] if at < len(payload) else 255
-    if ndim > 2:
-        raise SummaryError(FieldError(column=where, reason="is missing or damaged"))
-    shape = struct.unpack_from(f"<{ndim}I", payload, at + 1)
-    at += 1 + 4 * ndim
-    stored = _stored_type(dtype)
-    count = math.prod(shape)
-    if at + count * stored.itemsize > len(payload):
-        raise SummaryError(FieldError(column=where, reason="is truncated"))
-    size = count * stored.itemsize
-    planes = np.frombuffer(payload, np.uint8, size, at).reshape(stored.itemsize, count)
-    array = np.frombuffer(planes.T.tobytes(), stored).reshape(shape).astype(dtype)
-    return array, at + size
+def _slices(sections: _Sections, prefix: str) -> dict[str, Slice]:
+    """Every slice there is, known or not."""
+    names = sorted({name.removeprefix(prefix).partition(".")[0] for name in sections if name.startswith(prefix)})
+    found = {}
+    for name in names[: schema.MAX_SLICES + 1]:
+        labels = _names(
+            _taken(sections, f"{prefix}{name}.labels", np.dtype(np.uint8)).tobytes(), f"{prefix}{name}.labels"
+        )
+        if len(labels) > schema.MAX_SLICE_BUCKETS + 1:
+            raise SummaryError(FieldError(column=f"{prefix}{name:.40}", reason=f"has {len(labels)} buckets"))
+        template = Slice(labels, 1, BucketStats.empty(len(labels)), Grid.empty())
+        found[name] = _build(template, sections, f"{prefix}{name}.")
+    return found
+
+
+def _taken(sections: _Sections, where: str, dtype: np.dtype[Any]) -> Any:
+    if where not in sections:
+        raise SummaryError(FieldError(column=where, reason="is missing"))
+    array = sections[where]
+    if array.dtype != dtype:
+        raise SummaryError(FieldError(column=where, reason=f"holds {array.dtype}, expected {dtype}"))
+    return array
+
+
+def _fitted(array: Any, template: Any, where: str) -> Any:
+    """The entries this version knows: a newer writer may have more at the end of each axis."""
+    variable = any(part in _VARIABLE or part.endswith("_grid") for part in where.split("."))
+    known = tuple(
+        have if variable and axis == 0 else want
+        for axis, (have, want) in enumerate(zip(array.shape, template.shape, strict=False))
+    )
+    if array.ndim != template.ndim or any(have < want for have, want in zip(array.shape, known, strict=True)):
+        raise SummaryError(FieldError(column=where, reason=f"has shape {array.shape}, expected {template.shape}"))
+    return np.ascontiguousarray(array[tuple(slice(want) for want in known)]) if array.ndim else array
 
 
 def _planes(data: bytes, itemsize: int) -> bytes:
@@ -118,8 +172,3 @@ def _names(data: bytes, where: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SummaryError(FieldError(column=where, reason="is not a list of names"))
     return tuple(names)
-
-
-def _stored_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    stored: np.dtype[Any] = dtype.newbyteorder("<")
-    return stored

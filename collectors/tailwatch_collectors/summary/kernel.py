@@ -1,7 +1,7 @@
 """summarise: a batch to its summary, in cache-blocked numpy.
 
 First what counts is decided (mask, finiteness, sign of the log-probs: counted findings, never folded into sums),
-then tokens, sequences, alignment and the worst tokens are summed over what is left.
+then tokens, slices, sequences, alignment and the picked tokens are summed over what is left.
 
 Shapes: N tokens received, V valid tokens, B sequences, C complete sequences.
 """
@@ -9,37 +9,59 @@ Shapes: N tokens received, V valid tokens, B sequences, C complete sequences.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailwatch_collectors.batch import Batch
 from tailwatch_collectors.summary import schema
+from tailwatch_collectors.summary.clusters import Clusters
 from tailwatch_collectors.summary.grid import Grid
+from tailwatch_collectors.summary.moments import Moments, moments_of
+from tailwatch_collectors.summary.picks import Picks, highest, uniform
+from tailwatch_collectors.summary.properties import Lags, advantage_sent, lags, properties
+from tailwatch_collectors.summary.segments import Segments, segments
 from tailwatch_collectors.summary.sequences import Sequences, sequence_statistics
+from tailwatch_collectors.summary.slices import Slice
 from tailwatch_collectors.summary.summary import Summary
-from tailwatch_collectors.summary.tokens import token_statistics
-from tailwatch_collectors.summary.worst import Worst, worst_indices
+from tailwatch_collectors.summary.tokens import CHUNK, TokenStatistics, token_statistics
+from tailwatch_collectors.summary.validation import Valid, validate
 
 BoolArray = NDArray[np.bool_]
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
 
 
-def summarise(batch: Batch) -> Summary:
-    """The mergeable summary of a batch; bit-deterministic in its tokens and their order."""
-    valid = _validate(batch)
+def summarise(batch: Batch, *, sample: bool = False) -> Summary:
+    """The mergeable summary of a batch; bit-deterministic in its tokens and their order.
+
+    Args:
+        batch: a sound batch (`Batch.check` finds nothing).
+        sample: also pick SAMPLE_TOKENS at random, for where the tokens themselves are not kept.
+    """
+    valid = validate(batch)
     index_V = valid.index_V
     infer_V = batch.infer_logprobs_N if index_V is None else batch.infer_logprobs_N[index_V]
     train_V = batch.train_logprobs_N if index_V is None else batch.train_logprobs_N[index_V]
     log_ratio_V = train_V.astype(np.float64) - infer_V
     log_ratio_V += 0.0  # -0.0 becomes 0.0: the two compare equal but are not the same bits
-    lag_V, lag_bucket_V = _lags(batch, valid, len(log_ratio_V))
-    tokens = token_statistics(infer_V, train_V, log_ratio_V, lag_bucket_V)
-    sequences = sequence_statistics(_sequences(batch, valid, infer_V, train_V, log_ratio_V))
+    lag = lags(batch)
+    known = properties(batch, lag)
+    cut = segments(batch, valid, known, chunk=CHUNK)
+    labels = {"position": schema.POSITION_LABELS} | {name: found.labels for name, found in known.items()}
+    tokens = token_statistics(
+        infer_V,
+        train_V,
+        log_ratio_V,
+        cut,
+        buckets={name: len(of) for name, of in labels.items()},
+        count_B=valid.count_B,
+    )
+    sequences = sequence_statistics(_sequences(tokens.clusters, valid, cut))
     entropies = _entropies(batch, index_V)
-    known_lag_V = np.empty(0, np.int64) if lag_V is None else lag_V[lag_V >= 0]
+    lag_sums = _lag_sums(lag, valid)
+    scores = _scores(batch, valid, train_V, log_ratio_V)
     rewards = np.empty(0) if batch.reward_B is None else batch.reward_B[np.isfinite(batch.reward_B)].astype(np.float64)
 
     counters = valid.counters | {
@@ -47,14 +69,15 @@ def summarise(batch: Batch) -> Summary:
         "tokens_identical": tokens.identical,
         "tokens_zero_filler": tokens.zero_filler,
         "tokens_outside_grid": tokens.outside_grid,
-        "tokens_lag_known": len(known_lag_V),
+        "tokens_lag_known": lag_sums.tokens,
+        "tokens_score": scores.tokens,
         "sequences_complete": int(np.count_nonzero(valid.complete_B)),
         "sequences_outside_2x": sequences.outside_2x,
         "sequences_outside_5x": sequences.outside_5x,
         "sequences_geometric_outside": sequences.geometric_outside,
         "rewards": len(rewards),
     }
-    counters |= {name: count for name, (count, _) in entropies.items()}
+    counters |= {name: count for name, (count, _) in entropies.items()} | _token_ids(batch, index_V)
     sums = dict(
         zip(
             ("log_ratio_positive", "log_ratio_negative", "log_ratio_sq", "infer_logprob", "train_logprob"),
@@ -63,20 +86,20 @@ def summarise(batch: Batch) -> Summary:
         )
     )
     sums |= {name.removesuffix("_tokens"): total for name, (_, total) in entropies.items()}
-    # Versions may be anything up to 2^53: their sum is taken where it cannot wrap.
-    sums |= {"reward": float(rewards.sum()), "lag": float(known_lag_V.sum(dtype=np.float64))}
+    sums |= {"reward": float(rewards.sum()), "lag": lag_sums.total}
+    sums |= {"score_norm_sq": scores.norm_sq, "fisher_trace": scores.fisher_trace}
     minima = {
         "log_ratio": float(log_ratio_V.min(initial=math.inf)),
         "log_ppl_gap": sequences.gap_min,
-        "lag": float(known_lag_V.min(initial=2**53)) if len(known_lag_V) else math.inf,
+        "lag": lag_sums.low,
     }
     maxima = {
         "log_ratio": float(log_ratio_V.max(initial=-math.inf)),
         "prob_diff_abs": tokens.prob_diff_max,
         "log_ppl_gap": sequences.gap_max,
-        "lag": float(known_lag_V.max()) if len(known_lag_V) else -math.inf,
+        "lag": lag_sums.high,
     }
-    grid, bin_grid = tokens.dense_grids()
+    without_advantage = () if advantage_sent(batch) else ("advantage",)
     return Summary(
         counters=np.array([counters[name] for name in schema.COUNTERS], np.int64),
         above=tokens.above,
@@ -88,130 +111,102 @@ def summarise(batch: Batch) -> Summary:
         log_ratio=tokens.log_ratio,
         prob_diff=tokens.prob_diff,
         probs=tokens.probs,
-        grid=grid,
-        bin_grid=bin_grid,
+        score_residual=scores.residual,
+        sign_grid=Grid.of_dense(tokens.sign_grid),
+        bin_grid=Grid.of_dense(tokens.bin_grid),
         bins=tokens.bins,
-        lags=tokens.lags,
-        lag_grid=_lag_grid(known_lag_V),
+        bin_cluster_sq=tokens.clusters.bin_sq,
+        cluster_sums=tokens.clusters.sums,
+        cluster_extras=tokens.clusters.extras,
+        exceed_upper=tokens.clusters.exceed[0],
+        exceed_lower=tokens.clusters.exceed[1],
+        slices=_slices(tokens, {name: of for name, of in labels.items() if name not in without_advantage}),
+        lag_grid=lag_sums.grid,
         sequence_sums=sequences.sums,
         sequence_scaled=sequences.scaled,
         sequence_grid=sequences.grid,
         length_counts=sequences.length_counts,
         length_sums=sequences.length_sums,
         align=_align(batch, valid),
-        worst_upper=_worst(batch, valid, log_ratio_V, sign=1.0),
-        worst_lower=_worst(batch, valid, log_ratio_V, sign=-1.0),
+        worst_upper=_pick(batch, valid, log_ratio_V, schema.WORST_TOKENS),
+        worst_lower=_pick(batch, valid, -log_ratio_V, schema.WORST_TOKENS),
+        sample=_sample(batch, valid) if sample else Picks.empty(),
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Valid:
-    """Which tokens and sequences count."""
-
-    index_V: Int64Array | None
-    """Indices of the valid tokens in the flat arrays; None: all are."""
-    valid_N: BoolArray
-    count_B: Int64Array
-    """Valid tokens per sequence."""
-    complete_B: BoolArray
-    counters: dict[str, int]
-
-
-_FAULTS = (
-    "tokens_masked_out",
-    "tokens_nonfinite_infer",
-    "tokens_nonfinite_train",
-    "tokens_positive",
-    "tokens_invalid_positive",
-    "sequences_incomplete",
-    "tokens_kept_post",
-    "tokens_with_post",
-    "tokens_post_outside",
-)
-
-
-def _validate(batch: Batch) -> _Valid:
-    infer_N, train_N = batch.infer_logprobs_N, batch.train_logprobs_N
-    if batch.mask_N is None and batch.mask_post_N is None and _all_sound(infer_N, train_N):
-        return _all_valid(batch)
-    mask_N = np.ones(batch.tokens, np.bool_) if batch.mask_N is None else batch.mask_N
-    finite_infer_N, finite_train_N = np.isfinite(infer_N), np.isfinite(train_N)
-    tolerance = np.float32(schema.POSITIVE_TOLERANCE)
-    highest_N = np.fmax(infer_N, train_N)
-    finite_N = finite_infer_N & finite_train_N
-    valid_N = mask_N & finite_N & (highest_N <= tolerance)
-    masked_B, count_B = _per_sequence(mask_N, batch), _per_sequence(valid_N, batch)
-    complete_B = (masked_B > 0) & (count_B == masked_B)
-    counters = dict.fromkeys(_FAULTS, 0) | {
-        "tokens_total": batch.tokens,
-        "tokens_masked_out": int(np.count_nonzero(~mask_N)),
-        "tokens_nonfinite_infer": int(np.count_nonzero(mask_N & ~finite_infer_N)),
-        "tokens_nonfinite_train": int(np.count_nonzero(mask_N & ~finite_train_N)),
-        "tokens_positive": int(np.count_nonzero(valid_N & (highest_N > 0))),
-        "tokens_invalid_positive": int(np.count_nonzero(mask_N & finite_N & (highest_N > tolerance))),
-        "sequences": int(np.count_nonzero(masked_B > 0)),
-        "sequences_incomplete": int(np.count_nonzero((masked_B > 0) & ~complete_B)),
-        "sequences_empty": int(np.count_nonzero(masked_B == 0)),
-        "seq_ids_duplicate": _duplicates(batch),
+def _slices(tokens: TokenStatistics, labels: dict[str, tuple[str, ...]]) -> dict[str, Slice]:
+    """Slices that hold a token, in order of name."""
+    if not tokens.blocks:
+        return {}
+    return {
+        name: Slice.of(of, tokens.buckets[name], tokens.octaves[name], limit=schema.SLICE_LIMITS[name])
+        for name, of in sorted(labels.items())
     }
-    if batch.mask_post_N is not None:
-        counters["tokens_kept_post"] = int(np.count_nonzero(valid_N & batch.mask_post_N))
-        counters["tokens_with_post"] = int(np.count_nonzero(valid_N))
-        counters["tokens_post_outside"] = int(np.count_nonzero(batch.mask_post_N & ~mask_N))
-    index_V = None if valid_N.all() else np.flatnonzero(valid_N)
-    return _Valid(index_V=index_V, valid_N=valid_N, count_B=count_B, complete_B=complete_B, counters=counters)
 
 
-def _all_sound(*arrays: NDArray[np.float32]) -> bool:
-    """Whether every value is a log-prob: two reductions say so, for NaN wins both."""
-    return all(len(x) > 0 and float(x.max()) <= 0 and math.isfinite(float(x.min())) for x in arrays)
+@dataclass(frozen=True, slots=True)
+class _LagSums:
+    """Known lags, counted by token."""
+
+    tokens: int = 0
+    total: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    grid: Grid = field(default_factory=Grid.empty)
 
 
-def _all_valid(batch: Batch) -> _Valid:
-    """The ordinary batch: every token counts."""
-    length_B = batch.lengths_B
-    there_B = length_B > 0
-    counters = dict.fromkeys(_FAULTS, 0) | {
-        "tokens_total": batch.tokens,
-        "sequences": int(np.count_nonzero(there_B)),
-        "sequences_empty": int(np.count_nonzero(~there_B)),
-        "seq_ids_duplicate": _duplicates(batch),
-    }
-    valid_N = np.ones(batch.tokens, np.bool_)
-    return _Valid(index_V=None, valid_N=valid_N, count_B=length_B, complete_B=there_B, counters=counters)
+def _lag_sums(lag: Lags, valid: Valid) -> _LagSums:
+    if lag.lag_N is not None:
+        lag_K = lag.lag_N if valid.index_V is None else lag.lag_N[valid.index_V]
+        count_K = np.ones(len(lag_K), np.int64)
+    elif lag.lag_B is not None:
+        lag_K, count_K = lag.lag_B, valid.count_B
+    else:
+        return _LagSums()
+    known = (lag_K >= 0) & (count_K > 0)
+    lag_K, count_K = lag_K[known], count_K[known]
+    if len(lag_K) == 0:
+        return _LagSums()
+    # Versions may be anything up to 2^53: their sum is taken where it cannot wrap.
+    total = float((lag_K.astype(np.float64) * count_K).sum())
+    grid = Grid.of_keys(np.minimum(lag_K, schema.MAX_LAG_CELL), count_K[:, None])
+    return _LagSums(int(count_K.sum()), total, float(lag_K.min()), float(lag_K.max()), grid)
 
 
-def _duplicates(batch: Batch) -> int:
-    return 0 if batch.seq_id is None else len(batch.seq_id) - len(set(batch.seq_id))
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Norms of the tokens' scores (the gradient of log pi with respect to the logits)."""
+
+    tokens: int = 0
+    norm_sq: float = 0.0
+    fisher_trace: float = 0.0
+    residual: Moments = field(default_factory=Moments.zeros)
 
 
-def _per_sequence(flags_N: BoolArray, batch: Batch) -> Int64Array:
-    """[B] how many tokens of each sequence are flagged."""
-    before = np.concatenate(([0], np.cumsum(flags_N, dtype=np.int64)))
-    return np.diff(before[batch.offsets_B1])
+def _scores(batch: Batch, valid: Valid, train_V: NDArray[np.float32], log_ratio_V: Float64Array) -> _Scores:
+    """From sum_p2_other: the squared norm is (1 - p)^2 plus it, the trace of the logit Fisher 1 - p^2 minus it."""
+    if batch.sum_p2_other_N is None:
+        return _Scores()
+    other_N, index_V = batch.sum_p2_other_N, valid.index_V
+    other_V = (other_N if index_V is None else other_N[index_V]).astype(np.float64)
+    complement_V = np.maximum(-np.expm1(train_V.astype(np.float64)), 0.0)
+    # The other probabilities sum to 1 - p, so their squares to no more than its square; float32 may round up.
+    usable = (other_V >= 0) & (other_V <= complement_V * complement_V * (1 + 1e-3) + 1e-6)
+    other, complement = other_V[usable], complement_V[usable]
+    norm_sq = complement * complement + other
+    steep = norm_sq > schema.MIN_SCORE_NORM_SQ
+    residual = log_ratio_V[usable][steep] / np.sqrt(norm_sq[steep])
+    trace = np.maximum(complement * (2 - complement) - other, 0.0)
+    return _Scores(len(other), float(norm_sq.sum()), float(trace.sum()), moments_of(residual))
 
 
-def _lags(batch: Batch, valid: _Valid, tokens: int) -> tuple[Int64Array | None, NDArray[np.intp]]:
-    """[V] lag of each valid token in versions, None where it is unknown, and [V] its bucket."""
-    if batch.meta.train_version is not None:
-        if batch.infer_version_N is not None:
-            index_V = valid.index_V
-            version_V = batch.infer_version_N if index_V is None else batch.infer_version_N[index_V]
-            lag_V = batch.meta.train_version - version_V.astype(np.int64)
-            return lag_V, _lag_bucket(lag_V)
-        if batch.infer_version_B is not None:
-            lag_B = batch.meta.train_version - batch.infer_version_B
-            return np.repeat(lag_B, valid.count_B), np.repeat(_lag_bucket(lag_B), valid.count_B)
-    return None, np.full(tokens, schema.LAG_UNKNOWN, np.intp)
-
-
-def _lag_bucket(lag: Int64Array) -> NDArray[np.intp]:
-    bucket = np.searchsorted(schema.LAG_EDGES, lag, side="right") - 1
-    return np.where(lag < 0, schema.LAG_NEGATIVE, bucket).astype(np.intp)
-
-
-def _lag_grid(lag_K: Int64Array) -> Grid:
-    return Grid.of_dense(np.bincount(np.minimum(lag_K, schema.MAX_LAG_CELL)))
+def _token_ids(batch: Batch, index_V: Int64Array | None) -> dict[str, int]:
+    """How many tokens carry an id from both sides, and how many of those differ."""
+    ours, theirs = batch.token_ids_N, batch.train_token_ids_N
+    if ours is None or theirs is None:
+        return {"token_ids_compared": 0, "token_ids_mismatched": 0}
+    differ = ours != theirs if index_V is None else ours[index_V] != theirs[index_V]
+    return {"token_ids_compared": len(differ), "token_ids_mismatched": int(np.count_nonzero(differ))}
 
 
 def _entropies(batch: Batch, index_V: Int64Array | None) -> dict[str, tuple[int, float]]:
@@ -233,41 +228,33 @@ def _finite_or_nan(values_N: NDArray[np.float32] | None, index_V: Int64Array | N
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _sequences(
-    batch: Batch,
-    valid: _Valid,
-    infer_V: NDArray[np.float32],
-    train_V: NDArray[np.float32],
-    log_ratio_V: Float64Array,
-) -> Sequences:
-    """Sums over each complete sequence."""
-    filled = valid.count_B > 0
-    starts = (np.cumsum(valid.count_B) - valid.count_B)[filled]
-    complete = valid.complete_B[filled]
-
-    def reduce(ufunc: np.ufunc, values: NDArray[np.generic]) -> Float64Array:
-        # reduceat runs each segment to the next start: empty sequences must not be among the starts.
-        if len(starts) == 0:
-            return np.empty(0)
-        reduced: Float64Array = ufunc.reduceat(values, starts, dtype=np.float64)[complete]
-        return reduced
-
-    sign_B = np.full(batch.sequences, schema.ADVANTAGE_SIGNS.index("unknown"))
-    if batch.advantage_B is not None:
-        known = np.isfinite(batch.advantage_B)
-        sign_B = np.where(known, np.sign(np.where(known, batch.advantage_B, 0)).astype(np.int64) + 1, sign_B)
+def _sequences(clusters: Clusters, valid: Valid, cut: Segments) -> Sequences:
+    """The complete sequences."""
+    complete = valid.complete_B
     return Sequences(
-        T_C=valid.count_B[filled][complete],
-        S_C=reduce(np.add, log_ratio_V),
-        min_C=reduce(np.minimum, log_ratio_V),
-        max_C=reduce(np.maximum, log_ratio_V),
-        infer_C=reduce(np.add, infer_V),
-        train_C=reduce(np.add, train_V),
-        sign_C=sign_B[filled][complete].astype(np.int64),
+        T_C=valid.count_B[complete],
+        S_C=clusters.term("log_ratio")[complete],
+        min_C=clusters.min_B[complete],
+        max_C=clusters.max_B[complete],
+        infer_C=clusters.term("infer_logprob")[complete],
+        train_C=clusters.term("train_logprob")[complete],
+        sign_C=_sequence_sign(cut, len(complete))[complete],
     )
 
 
-def _align(batch: Batch, valid: _Valid) -> Float64Array:
+def _sequence_sign(cut: Segments, sequences: int) -> Int64Array:
+    """[B] sign of the advantage where all tokens of the sequence share it, else unknown."""
+    unknown = schema.ADVANTAGE_SIGNS.index("unknown")
+    code_G = cut.code_G["advantage"]
+    first = np.flatnonzero(np.diff(cut.row_G, prepend=-1))
+    sign_B = np.full(sequences, unknown, np.int64)
+    if len(first):
+        low, high = np.minimum.reduceat(code_G, first), np.maximum.reduceat(code_G, first)
+        sign_B[cut.row_G[first]] = np.where(low == high, low, unknown)
+    return sign_B
+
+
+def _align(batch: Batch, valid: Valid) -> Float64Array:
     """[ALIGN_SHIFTS, ALIGN_SUMS] over pairs (infer at t, train at t + shift), both valid, t in the first 64."""
     width = schema.ALIGN_TOKENS
     heads_B = np.minimum(batch.lengths_B, width)
@@ -287,15 +274,15 @@ def _align(batch: Batch, valid: _Valid) -> Float64Array:
     return result + 0.0
 
 
-def _worst(batch: Batch, valid: _Valid, log_ratio_V: Float64Array, *, sign: float) -> Worst:
-    badness_V = sign * log_ratio_V + 0.0
-    picked = worst_indices(badness_V)
+def _pick(batch: Batch, valid: Valid, priority_V: Float64Array, limit: int) -> Picks:
+    """The tokens of highest priority."""
+    picked = highest(priority_V, limit)
     index = picked if valid.index_V is None else valid.index_V[picked]
     row = np.searchsorted(batch.offsets_B1, index, side="right") - 1
     ids = batch.token_ids_N
-    return Worst(
-        badness=badness_V[picked],
-        infer_logprob=batch.infer_logprobs_N[index] + np.float32(0),  # no -0.0 here either
+    return Picks(
+        priority=priority_V[picked] + 0.0,  # -0.0 and 0.0 compare equal but are not the same bits
+        infer_logprob=batch.infer_logprobs_N[index] + np.float32(0),
         train_logprob=batch.train_logprobs_N[index] + np.float32(0),
         rank=np.full(len(index), batch.meta.rank, np.int32),
         part=np.full(len(index), batch.meta.part, np.int32),
@@ -304,3 +291,13 @@ def _worst(batch: Batch, valid: _Valid, log_ratio_V: Float64Array, *, sign: floa
         token_id=np.full(len(index), -1, np.int64) if ids is None else ids[index].astype(np.int64),
         seq_id=() if len(index) == 0 else tuple("" if batch.seq_id is None else batch.seq_id[r] for r in row),
     )
+
+
+def _sample(batch: Batch, valid: Valid) -> Picks:
+    """A uniform sample of the valid tokens, drawn by their places."""
+    index_V = np.arange(batch.tokens) if valid.index_V is None else valid.index_V
+    row_V = np.searchsorted(batch.offsets_B1, index_V, side="right") - 1
+    position_V = index_V - batch.offsets_B1[row_V]
+    meta = batch.meta
+    drawn_V = uniform(meta.step, meta.update_index, meta.rank, meta.part, row_V, position_V)
+    return _pick(batch, valid, drawn_V, schema.SAMPLE_TOKENS)

@@ -1,14 +1,15 @@
 """What a summary holds: edges, thresholds, and the order of every vector in it.
 
-The summary's format (version 0) is defined here and nowhere else; changing a line changes the format.
+The format of the summary (version 1, docs/summary-format.md) is defined here and nowhere else: changing a line
+changes the format. Within a version a vector may only grow at its end.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-SUMMARY_VERSION = 0
-"""0 while the format may still change; frozen as 1 with the fused kernel."""
+SUMMARY_VERSION = 1
+"""Frozen; 0 was the format before the slices, and is no longer read."""
 
 # --- the grid of log ratios ---
 
@@ -36,6 +37,14 @@ PROBABILITY_LOG_EDGES = np.log(np.array(PROBABILITY_EDGES[1:-1])).astype(np.floa
 
 PROBABILITY_BINS = len(PROBABILITY_EDGES) - 1
 
+POSITION_BUCKETS = 24
+"""Positions within the response, by floor(log2 t); t = 0 and 1 share the first bucket."""
+POSITION_LABELS = (
+    "0-1",
+    *(f"{2**k}-{2 ** (k + 1) - 1}" for k in range(1, POSITION_BUCKETS - 1)),
+    f"{2 ** (POSITION_BUCKETS - 1)}+",
+)
+
 LAG_LABELS = ("0", "1", "2", "3-4", "5-8", "9-16", "17+", "unknown", "negative")
 """Buckets of policy lag in versions."""
 LAG_EDGES = np.array([0, 1, 2, 3, 5, 9, 17], np.int64)
@@ -44,6 +53,22 @@ LAG_UNKNOWN = 7
 LAG_NEGATIVE = 8
 MAX_LAG_CELL = 65_535
 """Lags above this share one cell of the lag histogram."""
+
+TURN_LABELS = ("0", "1", "2", "3", "4", "5", "6", "7+", "negative")
+"""Turns of a conversation."""
+
+ADVANTAGE_SIGNS = ("negative", "zero", "positive", "unknown")
+"""Sign of the advantage of a token; unknown where none was sent, or a NaN."""
+
+SLICE_LIMITS = {"position": 24, "lag": 9, "turn": 9, "advantage": 4, "source": 32, "rank": 64, "replica": 64}
+"""Slices by name, and how many buckets each keeps by name; the rest shares the bucket OTHER."""
+MAX_SLICES = 16
+MAX_SLICE_BUCKETS = 256
+"""What a reader accepts of slices it does not know."""
+OTHER = "(other)"
+"""The bucket of names beyond the limit: those of the largest hash, so that the order of arrival does not matter."""
+OCTAVE_BITS = 0
+"""Mantissa bits of the histogram of d per slice bucket: one cell per octave."""
 
 LENGTH_BUCKETS = 32
 """Sequence lengths by floor(log2 T)."""
@@ -66,6 +91,8 @@ ALIGN_SUMS = ("n", "x", "y", "xx", "yy", "xy")
 
 WORST_TOKENS = 32
 """Worst tokens kept at each end."""
+SAMPLE_TOKENS = 256
+"""Tokens of the random sample, where one is asked for."""
 
 # --- vectors ---
 
@@ -96,6 +123,10 @@ COUNTERS = (
     "infer_entropy_tokens",
     "entropy_gap_tokens",
     "rewards",
+    "clusters",  # sequences with at least one valid token: the unit of the intervals
+    "token_ids_compared",  # counted tokens with an id from both sides
+    "token_ids_mismatched",
+    "tokens_score",  # counted tokens with a usable sum_p2_other
 )
 """Exact counts."""
 
@@ -110,6 +141,8 @@ TOKEN_SUMS = (
     "entropy_gap",  # train - infer, where both are there
     "reward",
     "lag",  # versions, non-negative ones
+    "score_norm_sq",  # (1 - p)^2 + sum_p2_other, p of the training policy
+    "fisher_trace",  # 1 - p^2 - sum_p2_other
 )
 """Plain float64 sums."""
 
@@ -136,7 +169,39 @@ SEQUENCE_SUMS = ("log_ppl_gap", "log_ppl_gap_abs", "geometric_log_ratio")
 SEQUENCE_SCALED = ("ratio", "ratio_sq", "geometric_ratio", "infer_ppl", "train_ppl")
 LENGTH_SUMS = ("T", "TT", "logT", "S", "SS", "ST")
 SEQUENCE_GRIDS = ("S", "g", "z", "min", "max")
-ADVANTAGE_SIGNS = ("negative", "zero", "positive", "unknown")
+
+CLUSTER_TERMS = (
+    "log_ratio",
+    "log_ratio_abs",
+    "log_ratio_sq",
+    "k3",
+    "k3_inverse",
+    "reverse_k1",
+    "reverse_k3",
+    "js",
+    "ratio",
+    "ratio_sq",
+    "excess",
+    "excess_abs",
+    "excess_sq",
+    "ratio_abs",
+    "prob_diff_abs",
+    "infer_logprob",
+    "train_logprob",
+    "outside_2x",
+    "outside_5x",
+)
+"""Terms whose sum A over a sequence is kept as sums over sequences of A^2 and A T: intervals come from them."""
+CLUSTER_SUMS = ("sq", "cross")  # A^2, A T
+CLUSTER_EXTRAS = ("TT", "ratio_ratio_sq")  # T^2, and (sum of w)(sum of w^2)
+CLUSTER_CLIP = 150.0
+"""Exponentials of d beyond this count as at this in the cluster sums, so that their squares stay in float64; where
+such a token exists the metric has no interval."""
+EXCEED_EXPONENTS = tuple(range(-24, 8))
+"""Levels 2^k at which tokens of a sequence with d >= 2^k, and with d <= -2^k, are counted per sequence."""
+EXCEED_SUMS = ("sq", "cross")  # n^2, n T
+MIN_SCORE_NORM_SQ = 1e-12
+"""Below it a token's gradient is rounding: it leaves the residual."""
 
 SLICE_SUMS = ("log_ratio_positive", "log_ratio_negative", "complement")
 """Per bucket; `complement` is the sum of 1 - p_infer."""

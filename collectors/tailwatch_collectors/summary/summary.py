@@ -7,82 +7,29 @@ part) order, so it is bit-identical whatever order they arrived in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tailwatch_collectors.summary import schema
-from tailwatch_collectors.summary.grid import Grid
+from tailwatch_collectors.summary.grid import Grid, cell_count
 from tailwatch_collectors.summary.moments import CoMoments, Moments
+from tailwatch_collectors.summary.picks import Picks
 from tailwatch_collectors.summary.scaled import ScaledSums
-from tailwatch_collectors.summary.worst import Worst
+from tailwatch_collectors.summary.slices import BucketStats, Slice, merge_slices
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Slice:
-    """Token statistics per bucket, R buckets."""
-
-    counts_RC: Int64Array
-    """[R, SLICE_COUNTS]"""
-    sums_RQ: Float64Array
-    """[R, SLICE_SUMS]"""
-    log_ratio_R: Moments
-    k3_R: ScaledSums
-    min_R: Float64Array
-    """Smallest d; inf in an empty bucket."""
-    max_R: Float64Array
-    """Largest d; -inf in an empty bucket."""
-
-    @classmethod
-    def empty(cls, buckets: int) -> Slice:
-        """Empty buckets; the identity of `merge`."""
-        return cls(
-            np.zeros((buckets, len(schema.SLICE_COUNTS)), np.int64),
-            np.zeros((buckets, len(schema.SLICE_SUMS))),
-            Moments.zeros(buckets),
-            ScaledSums.zeros(buckets),
-            np.full(buckets, np.inf),
-            np.full(buckets, -np.inf),
-        )
-
-    def pooled(self, bucket: int, *, buckets: int) -> Slice:
-        """All tokens as one bucket of another partition, which holds them all."""
-        pooled = Slice.empty(1)
-        for index in range(len(self.min_R)):
-            pooled = pooled.merge(self._rows(slice(index, index + 1)))
-        spread = Slice.empty(buckets)
-        for mine, theirs in zip(spread._arrays(), pooled._arrays(), strict=True):
-            mine[bucket] = theirs[0]
-        return spread
-
-    def _arrays(self) -> tuple[NDArray[Any], ...]:
-        moments, k3 = self.log_ratio_R, self.k3_R
-        counts, sums = self.counts_RC, self.sums_RQ
-        return counts, sums, moments.n, moments.mean, moments.m2, k3.mantissa, k3.exponent, self.min_R, self.max_R
-
-    def _rows(self, rows: slice) -> Slice:
-        counts, sums, n, mean, m2, mantissa, exponent, low, high = (array[rows] for array in self._arrays())
-        return Slice(counts, sums, Moments(n, mean, m2), ScaledSums(mantissa, exponent), low, high)
-
-    def merge(self, other: Slice) -> Slice:
-        """Bucket by bucket."""
-        return Slice(
-            self.counts_RC + other.counts_RC,
-            self.sums_RQ + other.sums_RQ,
-            self.log_ratio_R.merge(other.log_ratio_R),
-            self.k3_R.merge(other.k3_R),
-            np.minimum(self.min_R, other.min_R),
-            np.maximum(self.max_R, other.max_R),
-        )
+_PICKS = {"worst_upper": schema.WORST_TOKENS, "worst_lower": schema.WORST_TOKENS, "sample": schema.SAMPLE_TOKENS}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Summary:
     """Everything the metrics are computed from. Vectors are in the order of `schema`; d is the log ratio."""
 
@@ -106,14 +53,26 @@ class Summary:
     """0-d moments of |p_train - p_infer|."""
     probs: CoMoments
     """Of (p_train, p_infer)."""
-    grid: Grid
-    """Histogram of d, TOKEN_BITS."""
+    score_residual: Moments
+    """0-d moments of d over the norm of the token's score, where sum_p2_other was sent."""
+    sign_grid: Grid
+    """Histogram of d by sign of the advantage, TOKEN_BITS; key = sign * cells + cell."""
     bin_grid: Grid
     """Histogram of d per probability bin, BIN_BITS; key = bin * cells + cell."""
-    bins: Slice
-    """By inference probability."""
-    lags: Slice
-    """By policy lag, LAG_LABELS."""
+    bins: BucketStats
+    """[PROBABILITY_BINS] by inference probability."""
+    bin_cluster_sq: Float64Array
+    """[PROBABILITY_BINS] sum over sequences of the square of their tokens in the bin."""
+    cluster_sums: Float64Array
+    """[CLUSTER_TERMS, CLUSTER_SUMS] over sequences with a valid token."""
+    cluster_extras: Float64Array
+    """[CLUSTER_EXTRAS]"""
+    exceed_upper: Float64Array
+    """[EXCEED_EXPONENTS, EXCEED_SUMS] of the tokens n of a sequence with d >= 2^k."""
+    exceed_lower: Float64Array
+    """[EXCEED_EXPONENTS, EXCEED_SUMS] of those with d <= -2^k."""
+    slices: Mapping[str, Slice]
+    """By name, in order of name; `lag`, `position` and `rank` hold every token, others those that carry it."""
     lag_grid: Grid
     """Tokens per lag in versions, capped at MAX_LAG_CELL."""
     sequence_sums: Float64Array
@@ -129,8 +88,10 @@ class Summary:
     """[LENGTH_BUCKETS, LENGTH_SUMS]"""
     align: Float64Array
     """[ALIGN_SHIFTS, ALIGN_SUMS]"""
-    worst_upper: Worst
-    worst_lower: Worst
+    worst_upper: Picks
+    worst_lower: Picks
+    sample: Picks
+    """A uniform random sample of tokens, where one was asked for."""
 
     @classmethod
     def empty(cls) -> Summary:
@@ -146,10 +107,16 @@ class Summary:
             log_ratio=Moments.zeros(),
             prob_diff=Moments.zeros(),
             probs=CoMoments.zeros(),
-            grid=Grid.empty(),
+            score_residual=Moments.zeros(),
+            sign_grid=Grid.empty(),
             bin_grid=Grid.empty(),
-            bins=Slice.empty(schema.PROBABILITY_BINS),
-            lags=Slice.empty(len(schema.LAG_LABELS)),
+            bins=BucketStats.empty(schema.PROBABILITY_BINS),
+            bin_cluster_sq=np.zeros(schema.PROBABILITY_BINS),
+            cluster_sums=np.zeros((len(schema.CLUSTER_TERMS), len(schema.CLUSTER_SUMS))),
+            cluster_extras=np.zeros(len(schema.CLUSTER_EXTRAS)),
+            exceed_upper=np.zeros((len(schema.EXCEED_EXPONENTS), len(schema.EXCEED_SUMS))),
+            exceed_lower=np.zeros((len(schema.EXCEED_EXPONENTS), len(schema.EXCEED_SUMS))),
+            slices={},
             lag_grid=Grid.empty(),
             sequence_sums=np.zeros(len(schema.SEQUENCE_SUMS)),
             sequence_scaled=ScaledSums.zeros(len(schema.SEQUENCE_SCALED)),
@@ -157,24 +124,42 @@ class Summary:
             length_counts=np.zeros(schema.LENGTH_BUCKETS, np.int64),
             length_sums=np.zeros((schema.LENGTH_BUCKETS, len(schema.LENGTH_SUMS))),
             align=np.zeros((len(schema.ALIGN_SHIFTS), len(schema.ALIGN_SUMS))),
-            worst_upper=Worst.empty(),
-            worst_lower=Worst.empty(),
+            worst_upper=Picks.empty(),
+            worst_lower=Picks.empty(),
+            sample=Picks.empty(),
         )
 
     def merge(self, other: Summary) -> Summary:
         """The summary of both sets of tokens."""
-        merged = {}
-        for field in fields(self):
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if field.name == "minima":
-                merged[field.name] = np.minimum(mine, theirs)
-            elif field.name == "maxima":
-                merged[field.name] = np.maximum(mine, theirs)
+        merged: dict[str, Any] = {}
+        for name in (one.name for one in fields(self)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if name == "minima":
+                merged[name] = np.minimum(mine, theirs)
+            elif name == "maxima":
+                merged[name] = np.maximum(mine, theirs)
+            elif name == "slices":
+                merged[name] = merge_slices(mine, theirs)
+            elif name in _PICKS:
+                merged[name] = mine.merge(theirs, limit=_PICKS[name])
             elif isinstance(mine, np.ndarray):
-                merged[field.name] = mine + theirs
+                merged[name] = mine + theirs
             else:
-                merged[field.name] = mine.merge(theirs)
+                merged[name] = mine.merge(theirs)
         return Summary(**merged)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Histogram of d over all tokens, TOKEN_BITS."""
+        grid = Grid.empty()
+        for sign in range(len(schema.ADVANTAGE_SIGNS)):
+            grid = grid.merge(self.sign_grid.part(sign, size=cell_count(schema.TOKEN_BITS)))
+        return grid
+
+    def bucket(self, name: str, label: str) -> BucketStats:
+        """[1] one bucket of a slice; an empty one where no token fell into it."""
+        found = self.slices[name].bucket(label) if name in self.slices else None
+        return BucketStats.empty(1) if found is None else found
 
     def count(self, name: str) -> int:
         """One of COUNTERS."""

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from tailwatch_collectors.summary import Summary, schema
 from tailwatch_collectors.summary.grid import cell_count
-from tailwatch_collectors.summary.summary import Slice
+from tailwatch_collectors.summary.slices import BucketStats
 from tailwatch_service.statistics.quantiles import grid_quantile
 from tailwatch_service.statistics.values import scaled_mean
 
@@ -40,13 +40,13 @@ def lag_slice(summary: Summary) -> list[SliceRow]:
     starts = [*map(float, schema.LAG_EDGES), None, None]
     ends = [*(float(edge) - 1 for edge in schema.LAG_EDGES[1:]), None, None, None]
     return [
-        SliceRow(label, starts[index], ends[index], _bucket_metrics(summary.lags, index))
+        SliceRow(label, starts[index], ends[index], _bucket_metrics(summary.bucket("lag", label), 0))
         for index, label in enumerate(schema.LAG_LABELS)
-        if summary.lags.counts_RC[index, 0]
+        if "lag" in summary.slices and label in summary.slices["lag"].labels
     ]
 
 
-def _bucket_metrics(part: Slice, index: int) -> dict[str, float]:
+def _bucket_metrics(part: BucketStats, index: int) -> dict[str, float]:
     tokens, outside_2x, outside_5x = map(int, part.counts_RC[index])
     if tokens == 0:
         return {"tokens": 0.0}

@@ -49,7 +49,7 @@ def validity(summary: Summary) -> dict[str, Value]:
         "lag_mean": ratio(summary.token_sum("lag"), known, unknown),
         "lag_max": float(summary.maxima[schema.MAXIMA.index("lag")]) if known else unknown,
         "lag_p95": _lag_quantile(summary) if known else unknown,
-        "lag_negative_share": ratio(int(summary.lags.counts_RC[schema.LAG_NEGATIVE, 0]), tokens, NO_TOKENS),
+        "lag_negative_share": ratio(int(summary.bucket("lag", "negative").counts_RC[0, 0]), tokens, NO_TOKENS),
     }
 
 

@@ -28,12 +28,12 @@ def worst_tokens(summary: Summary) -> list[WorstToken]:
     """Both ends, the largest |d| first."""
     found = []
     for sign, worst in ((1.0, summary.worst_upper), (-1.0, summary.worst_lower)):
-        for i in range(len(worst.badness)):
-            if worst.badness[i] <= 0:  # fewer tokens than places: those of the other end, or identical ones
+        for i in range(len(worst.priority)):
+            if worst.priority[i] <= 0:  # fewer tokens than places: those of the other end, or identical ones
                 continue
             found.append(
                 WorstToken(
-                    log_ratio=sign * float(worst.badness[i]),
+                    log_ratio=sign * float(worst.priority[i]),
                     infer_logprob=float(worst.infer_logprob[i]),
                     train_logprob=float(worst.train_logprob[i]),
                     rank=int(worst.rank[i]),

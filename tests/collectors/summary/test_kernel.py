@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tailwatch_collectors.summary import schema, summarise
-from tailwatch_collectors.summary.worst import worst_indices
+from tailwatch_collectors.summary.picks import highest
 from tailwatch_collectors.types import BatchMeta
 from tests.oracles.compare import assert_close, assert_identical
 from tests.oracles.families import FAMILIES, batch_of, student_t2
@@ -29,7 +29,7 @@ def test_one_lag_for_all_is_what_many_lags_add_up_to(family: str) -> None:
     meta = BatchMeta(step=1, train_version=9)
     batch = batch_of(FAMILIES[family](rng, lengths), rng, meta=meta, infer_version=np.full(8, 6))
     alone = summarise(batch)
-    assert alone.lags.counts_RC[:, 0].tolist() == [0, 0, 0, 4_000, 0, 0, 0, 0, 0]
+    assert (alone.slices["lag"].labels, alone.slices["lag"].stats.counts_RC[:, 0].tolist()) == (("3-4",), [4_000])
     by_token = replace(batch, infer_version_B=None, infer_version_N=np.full(batch.tokens, 6, np.int32))
     assert_identical(summarise(by_token), alone)
     # A ninth sequence of another lag sends every token the long way; the bucket of the eight must be the same.
@@ -41,9 +41,10 @@ def test_one_lag_for_all_is_what_many_lags_add_up_to(family: str) -> None:
         infer_version_B=np.array([6] * 8 + [9], np.int64),
     )
     mixed = summarise(ninth)
-    assert mixed.lags.counts_RC[:, 0].tolist() == [1, 0, 0, 4_000, 0, 0, 0, 0, 0]
-    both = mixed.lags._rows(slice(3, 4))
-    one = alone.lags._rows(slice(3, 4))
+    assert mixed.slices["lag"].labels == ("0", "3-4")
+    assert mixed.slices["lag"].stats.counts_RC[:, 0].tolist() == [1, 4_000]
+    both = mixed.bucket("lag", "3-4")
+    one = alone.bucket("lag", "3-4")
     assert (both.min_R, both.max_R) == (one.min_R, one.max_R)
     np.testing.assert_allclose(both.sums_RQ, one.sums_RQ, rtol=1e-12)
     np.testing.assert_allclose(both.log_ratio_R.m2, one.log_ratio_R.m2, rtol=1e-9)
@@ -53,7 +54,7 @@ def test_one_lag_for_all_is_what_many_lags_add_up_to(family: str) -> None:
 
 @pytest.mark.parametrize("n", [1, 31, 33, 4_096, 4_097, 100_003])
 @pytest.mark.parametrize("kind", ["distinct", "tied", "equal", "ascending"])
-def test_worst_indices_against_a_sort(n: int, kind: str) -> None:
+def test_highest_against_a_sort(n: int, kind: str) -> None:
     rng = np.random.default_rng(n)
     values = {
         "distinct": rng.normal(0, 1, n),
@@ -62,7 +63,7 @@ def test_worst_indices_against_a_sort(n: int, kind: str) -> None:
         "ascending": np.arange(n, dtype=np.float64),
     }[kind]
     expected = np.argsort(-values, kind="stable")[: schema.WORST_TOKENS]
-    assert worst_indices(values).tolist() == expected.tolist()
+    assert highest(values, schema.WORST_TOKENS).tolist() == expected.tolist()
 
 
 def test_chunks_do_not_show() -> None:

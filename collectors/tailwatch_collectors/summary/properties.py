@@ -1,0 +1,106 @@
+"""Properties: what tokens are sliced by, as small codes per sequence or per token.
+
+Most properties are the same for a whole sequence, and the others change seldom within one; statistics per slice are
+therefore sums over segments, in which nothing changes (see `segments`).
+
+Shapes: B sequences, N tokens received, V valid tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tailwatch_collectors.batch import Batch
+from tailwatch_collectors.summary import schema
+
+Int64Array = NDArray[np.int64]
+CodeArray = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """One property of the tokens; a code indexes `labels`."""
+
+    labels: tuple[str, ...]
+    code_B: CodeArray | None
+    """[B] code per sequence, where it is the same for its tokens."""
+    code_N: CodeArray | None = None
+    """[N] code per token otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lags:
+    """Policy lag in versions, per sequence or per token; neither where it is unknown."""
+
+    lag_B: Int64Array | None = None
+    lag_N: Int64Array | None = None
+
+
+def lags(batch: Batch) -> Lags:
+    """Training version minus inference version."""
+    version = batch.meta.train_version
+    if version is not None and batch.infer_version_N is not None:
+        return Lags(lag_N=version - batch.infer_version_N.astype(np.int64))
+    if version is not None and batch.infer_version_B is not None:
+        return Lags(lag_B=version - batch.infer_version_B)
+    return Lags()
+
+
+def properties(batch: Batch, lag: Lags) -> dict[str, Property]:
+    """Every property this batch carries, by the name of its slice; `position` goes by the token's place itself."""
+    found = {
+        "advantage": _advantage(batch),
+        "lag": _lag(batch, lag),
+        "rank": Property((str(batch.meta.rank),), np.zeros(batch.sequences, np.int32)),
+    }
+    if batch.turn_N is not None:
+        last = schema.TURN_LABELS.index("7+")
+        turn_N = np.where(batch.turn_N < 0, last + 1, np.minimum(batch.turn_N, last))
+        found["turn"] = Property(schema.TURN_LABELS, None, turn_N.astype(np.int32))
+    for name, values in (("source", batch.source), ("replica", batch.replica)):
+        if values is not None:
+            found[name] = _named(values)
+    return found
+
+
+def advantage_sent(batch: Batch) -> bool:
+    """Whether tokens carry an advantage at all."""
+    return batch.advantage_B is not None or batch.advantage_N is not None
+
+
+def _advantage(batch: Batch) -> Property:
+    labels = schema.ADVANTAGE_SIGNS
+    if batch.advantage_B is not None:
+        return Property(labels, _sign(batch.advantage_B))
+    if batch.advantage_N is not None:
+        return Property(labels, None, _sign(batch.advantage_N))
+    return Property(labels, np.full(batch.sequences, labels.index("unknown"), np.int32))
+
+
+def _sign(advantage: NDArray[np.float32]) -> CodeArray:
+    known = np.isfinite(advantage)
+    sign = np.sign(np.where(known, advantage, 0)).astype(np.int32) + 1
+    return np.where(known, sign, schema.ADVANTAGE_SIGNS.index("unknown")).astype(np.int32)
+
+
+def _lag(batch: Batch, lag: Lags) -> Property:
+    if lag.lag_N is not None:
+        return Property(schema.LAG_LABELS, None, _lag_bucket(lag.lag_N))
+    if lag.lag_B is not None:
+        return Property(schema.LAG_LABELS, _lag_bucket(lag.lag_B))
+    return Property(schema.LAG_LABELS, np.full(batch.sequences, schema.LAG_UNKNOWN, np.int32))
+
+
+def _lag_bucket(lag: Int64Array) -> CodeArray:
+    bucket = np.searchsorted(schema.LAG_EDGES, lag, side="right") - 1
+    return np.where(lag < 0, schema.LAG_NEGATIVE, bucket).astype(np.int32)
+
+
+def _named(values: tuple[str, ...]) -> Property:
+    """Names as codes; a batch may hold more of them than a slice keeps."""
+    place: dict[str, int] = {}
+    code_B = np.array([place.setdefault(value, len(place)) for value in values], np.int64)
+    return Property(tuple(place), code_B.astype(np.int32))
