@@ -38,6 +38,7 @@ TokenColumn = Literal[
     "mask",
     "mask_post",
     "token_ids",
+    "train_token_ids",
     "entropy",
     "infer_entropy",
     "sum_p2_other",
@@ -52,6 +53,7 @@ TOKEN_DTYPES: dict[str, Any] = {
     "mask": np.bool_,
     "mask_post": np.bool_,
     "token_ids": np.int32,
+    "train_token_ids": np.int32,
     "entropy": np.float32,
     "infer_entropy": np.float32,
     "sum_p2_other": np.float32,
@@ -85,7 +87,9 @@ class Batch:
     mask_post_N: BoolArray | None = None
     """[N] the subset left after rejection or masking by a correction."""
     token_ids_N: Int32Array | None = None
-    """[N] sampled token ids."""
+    """[N] sampled token ids, as the inference engine named them."""
+    train_token_ids_N: Int32Array | None = None
+    """[N] ids of the tokens the training engine scored, where it says so: the two must agree."""
     entropy_N: Float32Array | None = None
     """[N] entropy of the training policy, nats."""
     infer_entropy_N: Float32Array | None = None
