@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,15 @@ def batches(draw: st.DrawFn) -> Batch:
             st.lists(st.text("abc", min_size=1, max_size=2), min_size=len(rows), max_size=len(rows))
         )
         columns["token_ids"] = np.arange(tokens)
+        columns["train_token_ids"] = np.where(flags(), columns["token_ids"], 7)
+    if draw(st.booleans()):
+        names = st.lists(st.text("xyz", min_size=1, max_size=1), min_size=len(rows), max_size=len(rows))
+        columns["source"], columns["replica"] = draw(names), draw(names)
+    if draw(st.booleans()):
+        columns["turn"] = np.sort(draw(st.lists(st.integers(-1, 9), min_size=tokens, max_size=tokens)))
+    if draw(st.booleans()):
+        p2 = st.floats(0, 0.25, width=32) | st.just(math.nan)
+        columns["sum_p2_other"] = draw(st.lists(p2, min_size=tokens, max_size=tokens))
     flat = np.concatenate([np.empty((0, 2), np.float32), *rows])
     return Batch.from_arrays(
         BatchMeta(**meta),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tailwatch_collectors.summary import schema
 from tailwatch_collectors.summary.grid import Grid, cell_count
 from tailwatch_collectors.summary.moments import Moments
-from tailwatch_collectors.summary.scaled import ScaledSums
+from tailwatch_collectors.summary.scaled import ScaledSums, sum_scaled
 
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
@@ -78,11 +78,20 @@ class BucketStats:
         return spread
 
     def pooled(self) -> BucketStats:
-        """All buckets as one, added up in order."""
-        pooled = BucketStats.empty(1)
-        for index in range(len(self.min_R)):
-            pooled = pooled.merge(self.rows(slice(index, index + 1)))
-        return pooled
+        """[1] all buckets as one, added up in their order; at least one bucket."""
+        moments = self.log_ratio_R
+        n = moments.n.sum()
+        mean = (moments.n * moments.mean).sum() / max(int(n), 1)
+        offset = moments.mean - mean
+        m2 = (moments.m2 + moments.n * offset * offset).sum()
+        return BucketStats(
+            self.counts_RC.sum(axis=0)[None],
+            self.sums_RQ.sum(axis=0)[None],
+            Moments(n[None], mean[None], m2[None]),
+            ScaledSums(*(part[None] for part in _scaled_total(self.k3_R))),
+            self.min_R.min()[None],
+            self.max_R.max()[None],
+        )
 
     def _arrays(self) -> list[NDArray[Any]]:
         moments, k3 = self.log_ratio_R, self.k3_R
@@ -153,18 +162,24 @@ class Slice:
         named = [label for label in self.labels if label != schema.OTHER]
         if len(named) <= self.limit:
             return self
-        kept = sorted(named, key=_hash)[: self.limit]
+        kept = sorted(sorted(named, key=_hash)[: self.limit])
         labels = tuple(sorted({*kept, schema.OTHER}))
         place = {label: index for index, label in enumerate(labels)}
-        stats = BucketStats.empty(len(labels))
+        row_of = {label: index for index, label in enumerate(self.labels)}
         # In order of hash, so that what is folded is added up in the same order whichever way it came.
-        for label in sorted(self.labels, key=_hash):
-            row = self.stats.rows(slice(self.labels.index(label), self.labels.index(label) + 1))
-            target = np.array([place.get(label, place[schema.OTHER])])
-            stats = stats.merge(row.spread(target, buckets=len(labels)))
+        folded = sorted(row_of.keys() - set(kept), key=_hash)
+        other = self.stats.rows(np.array([row_of[label] for label in folded], np.intp)).pooled()
+        own = self.stats.rows(np.array([row_of[label] for label in kept], np.intp))
+        stats = own.spread(np.array([place[label] for label in kept], np.intp), buckets=len(labels))
+        stats = stats.merge(other.spread(np.array([place[schema.OTHER]], np.intp), buckets=len(labels)))
         rows = np.array([place.get(label, place[schema.OTHER]) for label in self.labels], np.int64)
         keys = rows[self.octaves.keys // OCTAVES] * OCTAVES + self.octaves.keys % OCTAVES
         return Slice(labels, self.limit, stats, Grid.of_keys(keys, self.octaves.counts))
+
+
+def _scaled_total(sums: ScaledSums) -> tuple[NDArray[Any], NDArray[Any]]:
+    total = sum_scaled(sums.mantissa, sums.exponent)
+    return np.asarray(total.mantissa), np.asarray(total.exponent)
 
 
 @lru_cache(maxsize=4_096)
