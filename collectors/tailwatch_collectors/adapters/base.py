@@ -1,0 +1,99 @@
+"""What adapters share: a collector named after the trainer's own settings, for hooks that a framework calls by path."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+from tailwatch_collectors.collector import Collector, connect
+from tailwatch_collectors.errors import ConfigurationError
+from tailwatch_collectors.guard import Guard
+from tailwatch_collectors.types import MAX_NAME_LENGTH
+
+guard = Guard(on_error=lambda: None)
+"""For what happens before there is a collector, whose own guard counts."""
+
+def named(
+    framework: str,
+    *,
+    project: str | None = None,
+    run: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    **placement: Any,
+) -> Collector:
+    """Connect, with what the trainer knows as defaults.
+
+    Args:
+        framework: name of the distribution, for example `trl`; its version is looked up.
+        project: default project, where neither `settings` nor `TAILWATCH_PROJECT` names one; else the framework.
+        run: default run, likewise; else `run`.
+        config: fields of the run; None values are left out. Those of `settings["config"]` win.
+        settings: the user's own arguments of `connect`.
+        **placement: `rank` and `world_size` as the trainer counts them.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+    given = dict(settings or {})
+    known = {name: value for name, value in (config or {}).items() if value is not None}
+    given["config"] = {**known, **(given.get("config") or {})}
+    for name, value in (("project", project or framework), ("run", run or "run")):
+        if not given.get(name) and not os.environ.get(f"TAILWATCH_{name.upper()}"):
+            given[name] = str(value).strip()[-MAX_NAME_LENGTH:] or name
+    given.setdefault("framework", f"{framework} {version(framework)}".strip())
+    return connect(**{**placement, **given})
+
+
+def version(distribution: str) -> str:
+    """Version of an installed distribution, else of a loaded module of that name, else an empty string."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        module = sys.modules.get(distribution.replace("-", "_"))
+        return str(getattr(module, "__version__", ""))
+
+
+class Late:
+    """A collector for hooks that a framework calls by path: made at the first use, never by importing.
+
+    A wrong setting is logged once and the hooks stay away: nobody called them who could be told by an exception.
+    """
+
+    def __init__(self) -> None:
+        self._collector: Collector | None = None
+        self._failed = False
+
+    def get(self, make: Callable[[], Collector]) -> Collector | None:
+        """The collector, made by `make` at the first call; None where that failed."""
+        if self._collector is None and not self._failed:
+            try:
+                self._collector = make()
+            except ConfigurationError as error:
+                self._failed = True
+                guard.once("connect", message=f"not connected, nothing is recorded: {error}")
+        return self._collector
+
+    def use(self, collector: Collector | None) -> None:
+        """Take this collector; None: make another one at the next use."""
+        self._collector, self._failed = collector, False
+
+
+def wanted() -> bool:
+    """Whether the environment asks for streaming, for hooks that load by themselves."""
+    return bool(os.environ.get("TAILWATCH_URL") or os.environ.get("TAILWATCH_SPOOL_DIR"))
+
+
+def look(value: Any, *path: str) -> Any:
+    """Follow attributes or keys through whatever a framework's configuration is made of; None where it ends."""
+    for name in path:
+        if value is None:
+            return None
+        try:
+            value = value.get(name) if hasattr(value, "get") else getattr(value, name, None)
+        except Exception:  # noqa: BLE001 - a strict configuration object says "no such field" with its own error
+            return None
+    return value
