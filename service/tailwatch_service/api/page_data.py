@@ -44,7 +44,7 @@ from tailwatch_service.errors import NotFound
 from tailwatch_service.statistics import registry
 from tailwatch_service.statistics.envelope import envelope
 from tailwatch_service.statistics.histogram import Tail, survival
-from tailwatch_service.statistics.slices import lag_slice
+from tailwatch_service.statistics.slices import slice_rows
 from tailwatch_service.statistics.worst import worst_tokens
 from tailwatch_service.storage import alerts, events, findings, scalars, series, steps
 from tailwatch_service.storage.database import Database
@@ -175,7 +175,7 @@ def lag_table(db: Database, run: Run, view: RunView) -> pl.DataFrame:
         record = steps.get(db, run.run_id, step=step)
         if record is None or not record.summary:
             return []
-        found = lag_slice(from_bytes(record.summary))
+        found = slice_rows(from_bytes(record.summary), "lag")
         return [(step, row.label, int(row.metrics["tokens"]), row.metrics.get("kl_k3")) for row in found]
 
     made = [row for step in drawn for row in _lags.get((*state, step), lambda step=step: rows(step))]  # type: ignore[misc]

@@ -25,7 +25,7 @@ async def test_a_step_accounts_for_every_metric(start: Start) -> None:
             assert (value is None) == (name in step["missing"])
             assert value is None or math.isfinite(value)
         assert step["missing"]["entropy_gap"]
-        assert {"probability", "lag"} == set(step["slices"])
+        assert {"probability", "lag", "position", "rank"} <= set(step["slices"])
         # Its clamped log-probs are zeros that one side alone has, and its spread is beyond dense bf16.
         assert [found["rule"] for found in step["findings"]] == ["LogprobInvalid", "MismatchK3High"]
         latest = (await live.client.get(f"{API}/runs/{run}/steps/latest")).json()

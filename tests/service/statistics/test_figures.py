@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,68 @@ def test_unknown_and_negative_lags_have_their_own_rows() -> None:
         ("unknown", None, 2),
         ("negative", None, 1),
     ]
+
+
+def sliced(**columns: Any) -> Batch:
+    """Six sequences of 40 tokens."""
+    rng = np.random.default_rng(4)
+    return batch_of(student_t2(rng, [40] * 6), rng, meta=BatchMeta(step=1, rank=11, train_version=9), **columns)
+
+
+def test_every_slice_against_numpy() -> None:
+    turn = np.tile(np.repeat([-1, 0, 3, 7, 30], 8), 6)
+    source = ["web 10", "web 9", "math", "math", "web 10", "code"]
+    batch = sliced(turn=turn, source=source, advantage=[1.0, -1.0, 0.0, math.nan, 2.0, -0.5], infer_version=[9] * 6)
+    d, rows = log_ratio(batch), slices(summarise(batch))
+    position = np.tile(np.arange(40), 6)
+    inside = {
+        "position": {"0-1": position < 2, "2-3": position // 2 == 1, "4-7": position // 4 == 1}
+        | {"8-15": position // 8 == 1, "16-31": position // 16 == 1, "32-63": position >= 32},
+        "turn": {"0": turn == 0, "3": turn == 3, "7+": turn >= 7, "negative": turn < 0},
+        "source": {name: np.repeat(np.array(source) == name, 40) for name in ("code", "math", "web 9", "web 10")},
+        "advantage": {
+            sign: np.repeat(flags, 40)
+            for sign, flags in {
+                "negative": [0, 1, 0, 0, 0, 1],
+                "zero": [0, 0, 1, 0, 0, 0],
+                "positive": [1, 0, 0, 0, 1, 0],
+                "unknown": [0, 0, 0, 1, 0, 0],
+            }.items()
+        },
+        "lag": {"0": np.ones(240)},
+        "rank": {"11": np.ones(240)},
+    }
+    assert list(rows) == ["probability", "advantage", "lag", "position", "rank", "source", "turn"]
+    for name, buckets in inside.items():
+        assert [row.label for row in rows[name]] == list(buckets), name
+        for row in rows[name]:
+            mine = d[np.asarray(buckets[row.label], bool)]
+            assert row.metrics["tokens"] == len(mine)
+            assert row.metrics["log_ratio_std"] == pytest.approx(mine.std(), rel=1e-9)
+            assert row.metrics["kl_k3"] == pytest.approx(float((np.expm1(mine) - mine).mean()), rel=1e-9)
+            assert row.metrics["outside_2x"] == pytest.approx(float((np.abs(mine) > math.log(2)).mean()))
+    edges = {(name, row.label): (row.lower, row.upper) for name, part in rows.items() for row in part}
+    assert edges["position", "0-1"] == (0, 1)
+    assert edges["position", "32-63"] == (32, 63)
+    assert (edges["turn", "3"], edges["turn", "7+"], edges["turn", "negative"]) == ((3, 3), (7, None), (None, None))
+    assert edges["source", "math"] == edges["rank", "11"] == edges["advantage", "zero"] == (None, None)
+
+
+def test_names_beyond_the_limit_come_last_and_numbers_by_size() -> None:
+    many = [f"set {n}" for n in range(40)]
+    batch = batch_of([np.full(3, 0.1)] * 40, np.random.default_rng(2), source=many)
+    labels = [row.label for row in slices(summarise(batch))["source"]]
+    assert len(labels) == 33
+    assert labels[-1] == "(other)"
+    assert labels[:-1] == sorted(labels[:-1], key=lambda label: int(label.split()[1]))
+
+
+def test_a_slice_nobody_knows_is_shown_as_it_comes() -> None:
+    summary = summarise(sliced(source=["b", "a", "²", "b", "a", "10"]))
+    renamed = replace(summary, slices=dict(summary.slices) | {"expert": summary.slices["source"]})
+    found = slices(renamed)["expert"]
+    assert [(row.label, row.lower, row.upper) for row in found] == [(x, None, None) for x in ("10", "a", "b", "²")]
+    assert [row.metrics for row in found] == [row.metrics for row in slices(renamed)["source"]]
 
 
 def test_extreme_tokens_in_slices() -> None:
