@@ -38,6 +38,7 @@ from tailwatch_service.gate import Gate
 from tailwatch_service.hub import Hub
 from tailwatch_service.ingest import routes as ingest
 from tailwatch_service.pipeline import Pipeline
+from tailwatch_service.recent import RecentSummaries
 from tailwatch_service.services import Services
 from tailwatch_service.settings import Settings
 from tailwatch_service.storage import keys
@@ -156,6 +157,7 @@ def _open(settings: Settings, counters: Counters, clock: Callable[[], float]) ->
         hub.wake(event.run_id)
         desk.wake()
 
+    recent = RecentSummaries()
     closer = Closer(
         db,
         settings=settings,
@@ -164,8 +166,9 @@ def _open(settings: Settings, counters: Counters, clock: Callable[[], float]) ->
         segments=segments,
         judge=desk.judge,
         watch=desk.watch,
+        recent=recent,
     )
-    pipeline = Pipeline(db, writer, segments=segments, settings=settings, clock=clock, wake=closer.wake)
+    pipeline = Pipeline(db, writer, segments=segments, settings=settings, clock=clock, wake=closer.wake, recent=recent)
     writer.start()
     closer.start()
     desk.start()

@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from tailwatch_collectors import summary as summaries
+from tailwatch_collectors.summary import Summary
 from tailwatch_service.alerts.judging import Judge
 from tailwatch_service.alerts.watch import Watch
+from tailwatch_service.recent import RecentSummaries
 from tailwatch_service.settings import Settings
 from tailwatch_service.statistics import compute
 from tailwatch_service.storage import chunks, pending, runs
@@ -81,10 +83,12 @@ def grace_s(starts: Sequence[float], *, floor_s: float, factor: float) -> float:
     return max(floor_s, factor * order_statistics.median(times)) if times else floor_s
 
 
-def merge(parts: Parts, *, coverage: float, expected: int) -> Merged:
+def merge(
+    parts: Parts, *, coverage: float, expected: int, read: Callable[[bytes], Summary] = summaries.from_bytes
+) -> Merged:
     """Merge a step's summaries in their order and compute its metrics."""
     blobs = parts.summaries if parts.base is None else [parts.base, *parts.summaries]
-    whole = summaries.merge([summaries.from_bytes(blob) for blob in blobs])
+    whole = summaries.merge(read(blob) for blob in blobs)
     computed = compute.metrics(whole)
     return Merged(
         coverage=coverage,
@@ -93,7 +97,7 @@ def merge(parts: Parts, *, coverage: float, expected: int) -> Merged:
         sequences=whole.sequences,
         metrics=computed.values,
         missing=computed.missing,
-        summary=summaries.to_bytes(whole),
+        summary=blobs[0] if len(blobs) == 1 else summaries.to_bytes(whole),
     )
 
 
@@ -116,6 +120,7 @@ class Closer:
         segments: Segments | None = None,
         judge: Judge | None = None,
         watch: Watch | None = None,
+        recent: RecentSummaries | None = None,
     ) -> None:
         """Make a closer.
 
@@ -127,6 +132,7 @@ class Closer:
             segments: swept of orphans, where tokens may be kept.
             judge: judges each step in the transaction that closes it.
             watch: looks after alerts when the sweep comes by.
+            recent: the summaries that the pipeline made a moment ago.
         """
         self._db = db
         self._settings = settings
@@ -135,6 +141,7 @@ class Closer:
         self._segments = segments
         self._judge = judge
         self._watch = watch
+        self._recent = RecentSummaries() if recent is None else recent
         self._woken: set[SeriesKey] = set()
         self._unsealed: set[int] = set()
         self._signal = threading.Condition()
@@ -221,7 +228,8 @@ class Closer:
         if parts is None:
             return None
         expected = expected_ranks(step, previous=previous)
-        merged = merge(parts, coverage=coverage(step, expected=expected), expected=expected)
+        covered = coverage(step, expected=expected)
+        merged = merge(parts, coverage=covered, expected=expected, read=self._recent.from_bytes)
         now = self._clock()
         judge = self._judge
         if judge is None:

@@ -18,6 +18,7 @@ from tailwatch_collectors import wire
 from tailwatch_collectors.batch import Batch
 from tailwatch_collectors.types import BatchMeta
 from tailwatch_service.errors import Unavailable
+from tailwatch_service.recent import RecentSummaries
 from tailwatch_service.settings import Settings
 from tailwatch_service.statistics import compute
 from tailwatch_service.storage import batches, runs, segments
@@ -69,6 +70,7 @@ class Pipeline:
         settings: Settings,
         clock: Callable[[], float] = time.time,
         wake: Callable[[SeriesKey], None] = lambda _series: None,
+        recent: RecentSummaries | None = None,
     ) -> None:
         """Make a pipeline.
 
@@ -79,6 +81,7 @@ class Pipeline:
             settings: whether tokens are kept.
             clock: Unix seconds.
             wake: told the series of every stored batch: the closer's `wake`.
+            recent: where the closer finds the summaries made here without reading them back.
         """
         self._db = db
         self._writer = writer
@@ -86,6 +89,7 @@ class Pipeline:
         self._settings = settings
         self._clock = clock
         self._wake = wake
+        self._recent = RecentSummaries() if recent is None else recent
 
     def process(
         self,
@@ -132,7 +136,8 @@ class Pipeline:
         if self._settings.keep_tokens == "all" and batch.sequences:
             segment = segments.name_of(batches.batch_id(key), digest)
             self._segments.write(segment, wire.encode(batch) if body is None else body)
-        new = _new(key, batch.meta, "tokens", digest, summary, segment, idempotency_key, batch.tokens, batch.sequences)
+        data = self._recent.to_bytes(summary)
+        new = _new(key, batch.meta, "tokens", digest, data, segment, idempotency_key, batch.tokens, batch.sequences)
         return Prepared(batch=new, metrics=compute.headline(summary))
 
     def submit(self, prepared: Prepared) -> Future[BatchOutcome]:
@@ -172,10 +177,11 @@ class Pipeline:
             NotFound, Unprocessable: as `prepare`.
         """
         summary = summaries.from_bytes(data)
-        digest = hashlib.sha256(summaries.to_bytes(summary)).digest()
+        canonical = self._recent.to_bytes(summary)
+        digest = hashlib.sha256(canonical).digest()
         key = self._key(meta, run_id)
         tokens, sequences = summary.tokens, summary.sequences
-        new = _new(key, meta, "summary", digest, summary, None, idempotency_key, tokens, sequences)
+        new = _new(key, meta, "summary", digest, canonical, None, idempotency_key, tokens, sequences)
         return Prepared(batch=new, metrics=compute.headline(summary))
 
     def _key(self, meta: BatchMeta, run_id: str) -> BatchKey:
@@ -200,7 +206,7 @@ def _new(
     meta: BatchMeta,
     kind: BatchKind,
     digest: bytes,
-    summary: summaries.Summary,
+    summary: bytes,
     segment: str | None,
     idempotency_key: str | None,
     tokens: int,
@@ -215,7 +221,7 @@ def _new(
         train_version=meta.train_version,
         tokens=tokens,
         sequences=sequences,
-        summary=summaries.to_bytes(summary),
+        summary=summary,
         segment=segment,
         recorded_at=meta.recorded_at,
         idempotency_key=idempotency_key,
