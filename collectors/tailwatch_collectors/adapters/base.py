@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tailwatch_collectors.collector import Collector, connect
 from tailwatch_collectors.errors import ConfigurationError
@@ -15,6 +19,7 @@ from tailwatch_collectors.types import MAX_NAME_LENGTH
 
 guard = Guard(on_error=lambda: None)
 """For what happens before there is a collector, whose own guard counts."""
+
 
 def named(
     framework: str,
@@ -77,6 +82,11 @@ class Late:
                 guard.once("connect", message=f"not connected, nothing is recorded: {error}")
         return self._collector
 
+    def finished(self) -> None:
+        """Send what is left, for a bounded time, and say that the run is over; nothing where nothing was recorded."""
+        if self._collector is not None:
+            self._collector.close(finished=True)
+
     def use(self, collector: Collector | None) -> None:
         """Take this collector; None: make another one at the next use."""
         self._collector, self._failed = collector, False
@@ -85,6 +95,14 @@ class Late:
 def wanted() -> bool:
     """Whether the environment asks for streaming, for hooks that load by themselves."""
     return bool(os.environ.get("TAILWATCH_URL") or os.environ.get("TAILWATCH_SPOOL_DIR"))
+
+
+def per_sequence(rows: Sequence[NDArray[np.float32]], masks: Sequence[NDArray[np.bool_]]) -> list[Any]:
+    """[B] numbers in place of [B][T] rows that are each constant where the mask is true; else the rows."""
+    counted = [row[mask] for row, mask in zip(rows, masks, strict=True)]
+    if any(len(row) and not (row == row[0]).all() for row in counted):
+        return list(rows)
+    return [float(row[0]) if len(row) else math.nan for row in counted]
 
 
 def look(value: Any, *path: str) -> Any:
