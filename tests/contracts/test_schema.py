@@ -48,7 +48,7 @@ def test_vectors_and_their_order() -> None:
 def test_version_edges_and_thresholds() -> None:
     assert schema.SUMMARY_VERSION == 0
     assert (schema.MIN_EXPONENT, schema.MAX_EXPONENT) == (-30, 20)
-    assert (schema.TOKEN_BITS, schema.BIN_BITS, schema.SEQUENCE_BITS) == (7, 5, 7)
+    assert (schema.TOKEN_BITS, schema.BIN_BITS, tuple(schema.SEQUENCE_BITS.values())) == (7, 5, (6, 5, 4, 4, 4))
     edges = (0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1)
     assert (*edges, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999, 0.9999, 1) == schema.PROBABILITY_EDGES
     assert schema.PROBABILITY_LOG_EDGES.dtype == np.float32

@@ -15,7 +15,7 @@ import numpy as np
 
 from tailwatch_collectors.errors import FieldError, TailwatchError
 from tailwatch_collectors.summary import schema
-from tailwatch_collectors.summary.grid import Grid, cell_count, cells_of
+from tailwatch_collectors.summary.grid import Grid, cell_count, cells_of, sequence_offset
 from tailwatch_collectors.summary.moments import Moments
 from tailwatch_collectors.summary.scaled import ScaledSums
 from tailwatch_collectors.summary.slices import OCTAVES, BucketStats, Slice
@@ -121,13 +121,13 @@ def _check_range(path: str, value: Any) -> None:
 
 
 def _check_grids(summary: Summary, tokens: int, complete: int) -> None:
-    cells, bin_cells, sequence_cells = map(cell_count, (schema.TOKEN_BITS, schema.BIN_BITS, schema.SEQUENCE_BITS))
+    cells, bin_cells = map(cell_count, (schema.TOKEN_BITS, schema.BIN_BITS))
     grids = len(schema.SEQUENCE_GRIDS)
     known = summary.count("tokens_lag_known")
     signs = len(schema.ADVANTAGE_SIGNS)
     _check_grid("sign_grid", summary.sign_grid, limit=cells * signs, columns=1, total=tokens)
     _check_grid("bin_grid", summary.bin_grid, limit=bin_cells * schema.PROBABILITY_BINS, columns=1, total=tokens)
-    limit = sequence_cells * grids * signs
+    limit = sequence_offset(schema.SEQUENCE_GRIDS[-1], signs)
     _check_grid("sequence_grid", summary.sequence_grid, limit=limit, columns=2, total=grids * complete)
     _check_grid("lag_grid", summary.lag_grid, limit=schema.MAX_LAG_CELL + 1, columns=1, total=known)
     per_bin = np.zeros(schema.PROBABILITY_BINS, np.int64)

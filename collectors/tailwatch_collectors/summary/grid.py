@@ -13,7 +13,13 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from tailwatch_collectors.summary.schema import MAX_EXPONENT, MIN_EXPONENT
+from tailwatch_collectors.summary.schema import (
+    ADVANTAGE_SIGNS,
+    MAX_EXPONENT,
+    MIN_EXPONENT,
+    SEQUENCE_BITS,
+    SEQUENCE_GRIDS,
+)
 
 _FLOAT32_MANTISSA_BITS = 23
 _FLOAT32_BIAS = 127
@@ -77,6 +83,13 @@ def cell_values(bits: int) -> NDArray[np.float64]:
     return values
 
 
+def sequence_offset(name: str, sign: int) -> int:
+    """First key of one of SEQUENCE_GRIDS and one sign of the advantage; after the last one, the end of all keys."""
+    before = SEQUENCE_GRIDS[: SEQUENCE_GRIDS.index(name)]
+    whole = sum(len(ADVANTAGE_SIGNS) * cell_count(SEQUENCE_BITS[earlier]) for earlier in before)
+    return whole + sign * cell_count(SEQUENCE_BITS[name])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
     """Sparse counts: K occupied cells in ascending order, with one or more counts each."""
@@ -118,5 +131,9 @@ class Grid:
 
     def part(self, index: int, *, size: int) -> Grid:
         """The keys in [index * size, (index + 1) * size), moved to 0 .. size - 1."""
-        first, last = np.searchsorted(self.keys, (index * size, (index + 1) * size))
-        return Grid(self.keys[first:last] - index * size, self.counts[first:last])
+        return self.span(index * size, (index + 1) * size)
+
+    def span(self, start: int, end: int) -> Grid:
+        """The keys in [start, end), moved to 0 .. end - start - 1."""
+        first, last = np.searchsorted(self.keys, (start, end))
+        return Grid(self.keys[first:last] - start, self.counts[first:last])

@@ -21,8 +21,6 @@ TOKEN_BITS = 7
 """Mantissa bits of the unsliced grid: 0.39 % value error at every quantile."""
 BIN_BITS = 5
 """Mantissa bits of the grid per probability bin: 1.6 %."""
-SEQUENCE_BITS = 7
-"""Mantissa bits of the sequence grids."""
 
 # --- slices ---
 
@@ -169,6 +167,8 @@ SEQUENCE_SUMS = ("log_ppl_gap", "log_ppl_gap_abs", "geometric_log_ratio")
 SEQUENCE_SCALED = ("ratio", "ratio_sq", "geometric_ratio", "infer_ppl", "train_ppl")
 LENGTH_SUMS = ("T", "TT", "logT", "S", "SS", "ST")
 SEQUENCE_GRIDS = ("S", "g", "z", "min", "max")
+SEQUENCE_BITS = {"S": 6, "g": 5, "z": 4, "min": 4, "max": 4}
+"""Mantissa bits of the sequence grids: weights e^S are made from S, the others are compared with thresholds."""
 
 CLUSTER_TERMS = (
     "log_ratio",

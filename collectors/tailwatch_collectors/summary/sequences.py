@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwatch_collectors.summary import schema
-from tailwatch_collectors.summary.grid import Grid, cell_count, cells_of
+from tailwatch_collectors.summary.grid import Grid, cell_count, cells_of, sequence_offset
 from tailwatch_collectors.summary.scaled import MAX_LOG, ScaledSums, sum_exp
 
 Float64Array = NDArray[np.float64]
@@ -97,11 +97,9 @@ def _length_sums(T_C: Float64Array, S_C: Float64Array, bucket_C: Int64Array) -> 
 
 
 def _grid(values: dict[str, Float64Array], T_C: Int64Array, sign_C: Int64Array) -> Grid:
-    cells = cell_count(schema.SEQUENCE_BITS)
-    signs = len(schema.ADVANTAGE_SIGNS)
     keys = [
-        (index * signs + sign_C) * cells + cells_of(values[name], schema.SEQUENCE_BITS)
-        for index, name in enumerate(schema.SEQUENCE_GRIDS)
+        sequence_offset(name, 0) + sign_C * cell_count(bits) + cells_of(values[name], bits)
+        for name, bits in schema.SEQUENCE_BITS.items()
     ]
     counts = np.stack((np.ones_like(T_C), T_C), axis=1)
     return Grid.of_keys(np.concatenate(keys).astype(np.int64), np.concatenate([counts] * len(keys)))

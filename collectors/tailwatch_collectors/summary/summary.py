@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwatch_collectors.summary import schema
-from tailwatch_collectors.summary.grid import Grid, cell_count
+from tailwatch_collectors.summary.grid import Grid, cell_count, sequence_offset
 from tailwatch_collectors.summary.moments import CoMoments, Moments
 from tailwatch_collectors.summary.picks import Picks
 from tailwatch_collectors.summary.scaled import ScaledSums
@@ -80,7 +80,7 @@ class Summary:
     sequence_scaled: ScaledSums
     """[SEQUENCE_SCALED] over complete sequences."""
     sequence_grid: Grid
-    """Histograms of SEQUENCE_GRIDS by sign of the advantage; key = (grid * signs + sign) * cells + cell; two
+    """Histograms of SEQUENCE_GRIDS by sign of the advantage; key = sequence_offset(name, sign) + cell; two
     counts: sequences, tokens."""
     length_counts: Int64Array
     """[LENGTH_BUCKETS] complete sequences by floor(log2 T)."""
@@ -155,6 +155,10 @@ class Summary:
         for sign in range(len(schema.ADVANTAGE_SIGNS)):
             grid = grid.merge(self.sign_grid.part(sign, size=cell_count(schema.TOKEN_BITS)))
         return grid
+
+    def sequence_part(self, name: str, sign: int) -> Grid:
+        """Histogram of one of SEQUENCE_GRIDS, SEQUENCE_BITS[name], for one sign of the advantage."""
+        return self.sequence_grid.span(sequence_offset(name, sign), sequence_offset(name, sign + 1))
 
     def bucket(self, name: str, label: str) -> BucketStats:
         """[1] one bucket of a slice; an empty one where no token fell into it."""

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from tailwatch_collectors.summary import Summary, schema
-from tailwatch_collectors.summary.grid import cell_count
 from tailwatch_service.statistics.cells import (
     LARGEST_LOG,
     Cells,
@@ -192,10 +191,9 @@ def _parts(summary: Summary, known: Correction) -> list[Cells]:
         high = float(summary.maxima[schema.MAXIMA.index("log_ratio")])
         return [cells_of(summary.grid, bits=schema.TOKEN_BITS, low=low, high=high)]
     signs = len(schema.ADVANTAGE_SIGNS)
-    first = schema.SEQUENCE_GRIDS.index(_GRID_OF[known.quantity]) * signs
-    size = cell_count(schema.SEQUENCE_BITS)
-    grids = (summary.sequence_grid.part(first + sign, size=size) for sign in range(signs))
-    return [cells_of(grid, bits=schema.SEQUENCE_BITS) for grid in grids]
+    name = _GRID_OF[known.quantity]
+    grids = (summary.sequence_part(name, sign) for sign in range(signs))
+    return [cells_of(grid, bits=schema.SEQUENCE_BITS[name]) for grid in grids]
 
 
 def _signs(known: Correction) -> Sequence[str]:
