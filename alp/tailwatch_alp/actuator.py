@@ -8,18 +8,18 @@
 
 Rank 0 asks the source and broadcasts what it says; every rank parses the same bytes and so takes the same decision.
 An ill-formed, old or outdated directive is refused and counted; the last good one goes on. A directive that is not
-renewed expires: the noise then falls linearly to nothing. Noise without an effect switches itself off on all ranks.
+renewed expires: the noise then falls linearly to nothing. Noise without an effect on one rank ends on all ranks.
 Nothing a service says or fails to say raises here.
 
     OFF --directive--> as directed --expired--> decaying --> OFF
-                           \\--noise without effect--> OFF until a newer directive
+                           \\--noise without effect, model changed--> OFF until a newer directive
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,14 @@ import torch
 from torch import Tensor
 
 from tailwatch_alp.directive import Directive
-from tailwatch_alp.errors import DirectiveError, LayerRangeError, LayersNotFoundError, NoEffectError
+from tailwatch_alp.errors import (
+    AlpError,
+    DirectiveError,
+    LayerRangeError,
+    LayersNotFoundError,
+    ModelChangedError,
+    NoEffectError,
+)
 from tailwatch_alp.layers import select_layers
 from tailwatch_alp.perturbation import Perturbation
 
@@ -78,7 +85,8 @@ class Actuator:
         self._pending: Directive | None = None
         self._seen = -1
         self._failed_version: int | None = None
-        self._failure: str | None = None
+        self.last_failure: str | None = None
+        self._failed = False
         self._set: float | None = None
         perturbation.gain = 0.0
 
@@ -97,13 +105,17 @@ class Actuator:
 
     @contextmanager
     def active(self, *, step: int, micro_batch: int = 0, token_index: Tensor | None = None) -> Iterator[None]:
-        """`Perturbation.active`, but noise without an effect ends the noise and not the run."""
+        """`Perturbation.active`, but noise that has no effect, or no place any more, ends the noise and not the run."""
+        noise = self.perturbation.active(step=step, micro_batch=micro_batch, token_index=token_index)
         try:
-            with self.perturbation.active(step=step, micro_batch=micro_batch, token_index=token_index):
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(noise)
+                except ModelChangedError as error:
+                    self._fail(error)
                 yield
         except NoEffectError as error:
-            self._failure = str(error)
-            self.perturbation.gain = 0.0
+            self._fail(error)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on as directed."""
@@ -126,12 +138,16 @@ class Actuator:
         self._seen = int(state["seen"])
         self._failed_version = state["failed_version"]
 
+    def _fail(self, error: AlpError) -> None:
+        self.last_failure = str(error)
+        self._failed = True
+        self.perturbation.gain = 0.0
+
     # --- what is said ---------------------------------------------------------------------------------------------
 
     def _exchange(self) -> tuple[Any, bool]:
         """What rank 0's source says, on every rank, and whether the noise of any rank had no effect."""
-        failed = self._failure is not None
-        self._failure = None
+        failed, self._failed = self._failed, False
         distributed = torch.distributed
         if not (distributed.is_available() and distributed.is_initialized()):
             return self._ask(), failed
@@ -142,7 +158,8 @@ class Actuator:
             buffer[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
         buffer = buffer.to(device)
         flag = torch.tensor([int(failed)], device=device)
-        distributed.broadcast(buffer, group=self._group, group_src=0)
+        first = 0 if self._group is None else distributed.get_global_rank(self._group, 0)
+        distributed.broadcast(buffer, src=first, group=self._group)
         distributed.all_reduce(flag, op=distributed.ReduceOp.MAX, group=self._group)
         return json.loads(bytes(buffer.cpu().tolist()).rstrip(b"\0")), bool(flag.item())
 
@@ -190,7 +207,7 @@ class Actuator:
             return self._off(step, reason="no directive")
         layers = select_layers(directive.layers, count=count)
         if directive.version == self._failed_version:
-            return self._off(step, reason="the noise had no effect")
+            return self._off(step, reason="the noise failed on a rank: see last_failure there")
         late = step - directive.expires_at
         if late < 0:
             return Setting(

@@ -106,11 +106,12 @@ def extreme_eigenvalues(
             break
         next_P = product(basis[-1]).double().cpu()
         diagonal.append(float(next_P @ basis[-1]))
+        size_before = float(next_P.norm())
         for _ in range(2):  # twice is enough
             for known_P in basis:
                 next_P = next_P - (next_P @ known_P) * known_P
         off_diagonal.append(float(next_P.norm()))
-        if off_diagonal[-1] < _BREAKDOWN * max(1.0, abs(diagonal[0])):
+        if off_diagonal[-1] <= _BREAKDOWN * size_before:
             break
         basis.append(next_P / off_diagonal[-1])
     if not diagonal:

@@ -3,17 +3,19 @@ recompute finds the noise of its forward.
 
 A hook on a layer runs before the layer's own code, so it sees the state before the residual copy and the norm. Where
 checkpointing re-runs the hook during backward, the context may be over, or already be that of the next micro-batch:
-each input seen by a hook is therefore remembered by the identity of its storage (weakly), with the activation it was
-given. A copy or a pickle of the model carries hooks that do nothing.
+each input seen by a hook is therefore remembered by the identity of its storage (weakly), with the noise it was given.
+An input that was moved in between (offloaded, or cast by a wrapper) is unknown then: it gets what the forwards since
+the layer's last recompute were given, and where these differ the recompute is refused, since a wrong one would be a
+wrong gradient and nobody would see it. A copy or a pickle of the model carries hooks that do nothing.
 
 Shapes: L layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,7 @@ _NAMES = ("hidden_states", "hidden", "x", "src", "tgt", "input", "inputs")
 _LEDGER_LIMIT = 4096
 
 
-@dataclass(eq=False, slots=True, kw_only=True)
+@dataclass(eq=False, kw_only=True)  # no slots: older compilers cannot look into them
 class Noise:
     """Everything that decides the noise of one forward."""
 
@@ -59,15 +61,15 @@ class Owner(Protocol):
     def noise_for(self, layer: int) -> Noise:
         """Inside the context: the noise of the forward that reaches this layer now."""
 
-    def noise_for_unknown(self, layer: int) -> Noise | None:
-        """The noise of a recompute whose input the ledger does not know."""
-
 
 class Ledger:
-    """Which activation each input of each layer was given; None: it was left clean."""
+    """Which noise each input of each layer was given; None: it was left clean."""
 
     def __init__(self) -> None:
         self._entries: dict[tuple[int, ...], tuple[StorageWeakRef, Noise | _Ambiguous | None]] = {}
+        self._limit = _LEDGER_LIMIT
+        self._pending: dict[int, _Pending] = {}
+        self._settled: set[int] = set()
 
     def remember(self, layer: int, hidden: Tensor, *, given: Noise | None) -> None:
         """Note what the layer did with this input."""
@@ -75,21 +77,30 @@ class Ledger:
         known = self._entries.get(key)
         same = known is None or known[1] is given
         self._entries[key] = (reference, given if same else _Ambiguous())
-        if len(self._entries) > _LEDGER_LIMIT:
+        if len(self._entries) > self._limit:
             self.prune()
+            self._limit = max(_LEDGER_LIMIT, 2 * len(self._entries))  # many that live must not mean a scan each time
+        self._note_pending(layer, given=given)
 
-    def recall(self, layer: int, hidden: Tensor, *, unknown: Callable[[int], Noise | None]) -> Noise | None:
-        """What the layer's forward did with this input; `unknown` answers for one that was never seen.
+    def recall(self, layer: int, hidden: Tensor) -> Noise | None:
+        """What the layer's forward did with this input.
 
         Raises:
-            RecomputeError: two forwards had the same input and different noise.
+            RecomputeError: two forwards had the same input and different noise, or the input was never seen and the
+                forwards since the last recompute had different noise.
         """
+        self._settled.add(layer)
         known = self._entries.get(_identity(layer, hidden)[0])
-        given = unknown(layer) if known is None else known[1]
-        if isinstance(given, _Ambiguous):
+        if known is not None and isinstance(known[1], _Ambiguous):
             raise RecomputeError(
                 f"layer {layer} got the same tensor in two forwards with different noise, so the recompute of either "
                 f"cannot be told apart: call backward before the second forward, or give each its own inputs_embeds"
+            )
+        given = self._pending.get(layer, _NOTHING).given if known is None else known[1]
+        if isinstance(given, _Ambiguous):
+            raise RecomputeError(
+                f"a checkpoint recomputes layer {layer} from an input that was moved since its forward (offloaded, or "
+                f"cast), and several forwards with different noise wait for their backward: call backward after each"
             )
         return given
 
@@ -97,12 +108,35 @@ class Ledger:
         """Forget inputs that no longer exist."""
         self._entries = {key: entry for key, entry in self._entries.items() if not entry[0].expired()}  # type: ignore[no-untyped-call]
 
+    def _note_pending(self, layer: int, *, given: Noise | None) -> None:
+        if layer in self._settled:
+            self._settled.discard(layer)
+            self._pending.pop(layer, None)
+        # A clean forward without a graph has no recompute, but for the reentrant kind, which hides its graph: it counts
+        # only while nothing else does.
+        weak = given is None and not torch.is_grad_enabled()
+        known = self._pending.get(layer, _NOTHING)
+        if known.weak:
+            self._pending[layer] = _Pending(given, weak)
+        elif not weak and known.given is not given:
+            self._pending[layer] = _Pending(_Ambiguous(), weak=False)
+
     def __len__(self) -> int:
         return len(self._entries)
 
 
 class _Ambiguous:
-    """Stands where two forwards gave one input different noise."""
+    """Stands where forwards that cannot be told apart had different noise."""
+
+
+class _Pending(NamedTuple):
+    """What the forwards of a layer that may still be recomputed were given."""
+
+    given: Noise | _Ambiguous | None
+    weak: bool
+
+
+_NOTHING = _Pending(None, weak=True)
 
 
 def _identity(layer: int, hidden: Tensor) -> tuple[tuple[int, ...], StorageWeakRef]:
@@ -124,10 +158,14 @@ class _Hook:
     def __reduce__(self) -> str | tuple[Any, ...]:
         return _make_inert, ()
 
-    @property
-    def idle(self) -> bool:
-        """Whether there is nothing to do and nothing to remember: outside the context, no graph being built."""
-        return self.owner.current is None and (torch.compiler.is_compiling() or not torch.is_grad_enabled())
+    def idle(self, module: nn.Module) -> bool:
+        """Whether there is nothing to do and nothing to remember: outside the context, no graph being built. In training
+        mode one may be built without being seen, by reentrant checkpointing."""
+        if self.owner.current is not None:
+            return False
+        if torch.compiler.is_compiling():
+            return True
+        return not torch.is_grad_enabled() and (not module.training or torch.is_inference_mode_enabled())
 
     def noisy(self, hidden: Tensor) -> Tensor | None:
         """The state with its noise; None: it stays as it is."""
@@ -152,7 +190,7 @@ class _Hook:
         if torch.compiler.is_compiling():
             return owner.current
         if torch._C._current_graph_task_id() != -1:  # inside backward: a checkpoint's recompute
-            return owner.ledger.recall(self.layer, hidden, unknown=owner.noise_for_unknown)
+            return owner.ledger.recall(self.layer, hidden)
         given = None if owner.current is None else owner.noise_for(self.layer)
         owner.ledger.remember(self.layer, hidden, given=given)
         return given
@@ -163,7 +201,7 @@ class LayerHook(_Hook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments with noise on the hidden state; None: unchanged."""
-        if self.idle:
+        if self.idle(module):
             return None
         place = hidden_place(args, kwargs)
         hidden = None if place is None else (args[place] if isinstance(place, int) else kwargs[place])
@@ -180,9 +218,9 @@ class LayerHook(_Hook):
 class HeadHook(_Hook):
     """Forward hook: noise on the logits."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG002 — torch's signature
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # noqa: ARG002
         """The output with noise; None: unchanged."""
-        if self.idle:
+        if self.idle(module):
             return None
         if self.owner.current is not None:
             check_hidden(output, module=module)
@@ -222,7 +260,9 @@ def check_hidden(hidden: Any, *, module: nn.Module) -> None:
             f"{where} works on {hidden.dtype}, which cannot carry noise: expected float32, bfloat16, float16 or "
             f"float64. Leave this layer out (layers=...), or perturb the model before it is quantised."
         )
-    if hasattr(hidden, "to_local"):
+    if hidden.is_nested:
+        raise HiddenStateError(f"{where} receives a nested tensor: pass its values, packed into one row")
+    if not torch.compiler.is_compiling() and hasattr(hidden, "to_local"):
         raise HiddenStateError(f"{where} receives a DTensor: have its inputs made local (use_local_output=True)")
     if hidden.dim() < 2:
         raise HiddenStateError(f"{where} receives a tensor of shape {tuple(hidden.shape)}: expected [..., hidden]")

@@ -8,6 +8,7 @@ Where two stacks could be meant (a vision tower beside a language model) it refu
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Stack:
     path: str
     """Where it is, as `model.get_submodule` takes it."""
     modules: tuple[nn.Module, ...]
-    """The layers, first to last."""
+    """The layers, first to last; one that stands there several times (shared weights) once."""
     parameters: int
     """Number of weights in all of them."""
 
@@ -43,9 +44,9 @@ def candidates(model: nn.Module) -> list[Stack]:
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) == 0:
             continue
-        if any(path.startswith(f"{stack.path}.") for stack in found):
+        if any(path.startswith(f"{stack.path}." if stack.path else "") for stack in found):
             continue  # the experts or the projections inside a layer
-        children = tuple(module)
+        children = _distinct(module)
         alike = len({type(child) for child in children}) == 1
         named = path.rpartition(".")[2] in _STACK_NAMES
         if all(any(True for _ in child.children()) for child in children) and (alike or named):
@@ -135,20 +136,31 @@ def select_layers(layers: str | int | Iterable[int], *, count: int) -> tuple[int
         if layers not in words:
             raise LayersNotFoundError(f"layers={layers!r}: expected one of {', '.join(words)}, or layer numbers")
         return tuple(words[layers])
-    numbers = [layers] if isinstance(layers, int) else list(layers)
-    for number in numbers:
-        if not 0 <= number < count:
-            raise LayerRangeError(f"layer {number!r}: the model has layers 0 to {count - 1}")
+    numbers = [_number(layer, count=count) for layer in ([layers] if isinstance(layers, int) else layers)]
     if not numbers:
         raise LayerRangeError("layers is empty: name at least one, or do not enter the context")
     return tuple(sorted(set(numbers)))
+
+
+def _number(layer: int, *, count: int) -> int:
+    try:
+        number = operator.index(layer)
+    except TypeError:
+        raise LayerRangeError(f"layer {layer!r} is no number: the model has layers 0 to {count - 1}") from None
+    if not 0 <= number < count:
+        raise LayerRangeError(f"layer {number!r}: the model has layers 0 to {count - 1}")
+    return number
+
+
+def _distinct(modules: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    return tuple(dict.fromkeys(modules))
 
 
 def _stack_at(model: nn.Module, *, path: str) -> Stack:
     module = _at(model, path=path, argument="blocks")
     if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) == 0:
         raise LayersNotFoundError(f"blocks={path!r} is a {type(module).__name__}, not a non-empty ModuleList")
-    return Stack(path=path, modules=tuple(module), parameters=sum(p.numel() for p in module.parameters()))
+    return Stack(path=path, modules=_distinct(module), parameters=sum(p.numel() for p in module.parameters()))
 
 
 def _given_stack(model: nn.Module, *, modules: tuple[nn.Module, ...]) -> Stack:
@@ -156,7 +168,7 @@ def _given_stack(model: nn.Module, *, modules: tuple[nn.Module, ...]) -> Stack:
     strangers = [type(module).__name__ for module in modules if id(module) not in known]
     if strangers or not modules:
         raise LayersNotFoundError(f"blocks must be modules of the model: {strangers or 'none given'} are not")
-    return Stack(path="", modules=modules, parameters=sum(p.numel() for m in modules for p in m.parameters()))
+    return Stack(path="", modules=_distinct(modules), parameters=sum(p.numel() for m in modules for p in m.parameters()))
 
 
 def _at(model: nn.Module, *, path: str, argument: str) -> nn.Module:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -57,14 +59,14 @@ class Meter:
         after = after_ND[::every][:_SAMPLE_TOKENS]
         nominal = nominal_N[::every][:_SAMPLE_TOKENS]
         self._width = before.shape[1]
-        before_float = before.float()
+        before_wide = before.to(torch.promote_types(before.dtype, torch.float32))
         sums = torch.stack(
             (
                 nominal.new_full((), before.numel()),
                 (before != after).sum().float(),
-                (after.float() - before_float).square_().sum(),
+                (after - before_wide).square_().sum().float(),
                 nominal.square().sum() * before.shape[1],
-                before_float.square().sum(),
+                before_wide.square().sum().float(),
             )
         )
         self._table(before.device)[layer] += sums.double()
@@ -73,6 +75,16 @@ class Meter:
         """Forget the sums."""
         for table in self._sums_L5.values():
             table.zero_()
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Counts inside are apart from those outside, under the same handle: a compiled model has it as a constant."""
+        kept = self._sums_L5, self._width, self.listening
+        self._sums_L5 = {}
+        try:
+            yield
+        finally:
+            self._sums_L5, self._width, self.listening = kept
 
     def read(self) -> list[LayerEffect]:
         """The effect on every layer that was sampled. Waits for the device once."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -33,19 +34,29 @@ _DEVICE_CHUNK = 1 << 23  # entries, where no fused kernel is at hand
 # --- keys: Python integers, once per activation -------------------------------------------------------------------
 
 
-def stream_keys(*, seed: int, step: int, micro_batch: int, forward: int, data_rank: int, layers: int) -> Tensor:
+def stream_keys(
+    *, seed: int, step: int, micro_batch: int, forward: int, data_rank: int, layers: int, first_layer: int = 0
+) -> Tensor:
     """The keys [L, 2] int32 of one forward, one row per layer, on the CPU.
 
     Raises:
-        KeyRangeError: a number that is negative, or of more than 64 bits.
+        KeyRangeError: a number that is negative, of more than 64 bits, or no integer.
     """
     fields = {"seed": seed, "step": step, "micro_batch": micro_batch, "forward": forward, "data_rank": data_rank}
-    for name, value in fields.items():
-        if not 0 <= value <= _MASK64:
-            raise KeyRangeError(f"{name}={value!r}: expected an integer from 0 to 2**64 - 1")
-    prefix = functools.reduce(_absorb, fields.values(), 0)
-    words = [_absorb(prefix, layer) for layer in range(layers)]
+    numbers = [_checked(value, name=name) for name, value in fields.items()]
+    prefix = functools.reduce(_absorb, numbers, 0)
+    words = [_absorb(prefix, first_layer + layer) for layer in range(layers)]
     return torch.tensor([[_signed(word), _signed(word >> 32)] for word in words], dtype=torch.int32)
+
+
+def _checked(value: int, *, name: str) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise KeyRangeError(f"{name}={value!r}: expected an integer") from None
+    if not 0 <= number <= _MASK64:
+        raise KeyRangeError(f"{name}={value!r}: expected an integer from 0 to 2**64 - 1")
+    return number
 
 
 def _absorb(state: int, value: int) -> int:
@@ -86,19 +97,36 @@ def token_keys(key: Tensor, *, index_N: Tensor) -> tuple[Tensor, Tensor]:
 def normals(first_N: Tensor, second_N: Tensor, *, features: int) -> Tensor:
     """Standard normals [N, D] float32 of tokens with these keys."""
     half = -(-features // 2)
-    counter = torch.arange(2 * half, dtype=torch.int32, device=first_N.device)
-    x = counter + first_N[:, None]
-    scratch = torch.empty_like(x)
-    mix(x, scratch=scratch)
-    x.bitwise_xor_(second_N[:, None])
-    mix(x, scratch=scratch)
-    uniform = x[:, :half].bitwise_and(0x7FFFFFFF).to(torch.float32).add_(1.0).mul_(2.0**-31)
-    radius = uniform.log_().mul_(-2.0).sqrt_()
-    angle = x[:, half:].to(torch.float32).mul_(math.pi * 2.0**-31)
+    if torch.compiler.is_compiling():  # inside the fused kernel: every entry by itself, so that none has to be stored
+        feature = torch.arange(features, dtype=torch.int32, device=first_N.device)
+        column = torch.where(feature < half, feature, feature - half)
+        radius, angle = (_hash(column + start, first_N, second_N) for start in (0, half))
+        return _radius(radius) * torch.where(feature < half, _angle(angle).cos(), _angle(angle).sin())
+    x = _hash(torch.arange(2 * half, dtype=torch.int32, device=first_N.device), first_N, second_N)
+    radius, angle = _radius(x[:, :half]), _angle(x[:, half:])
     z = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     torch.mul(radius, angle.cos(), out=z[:, :half])
     torch.mul(radius, angle.sin_(), out=z[:, half:])
     return z[:, :features]
+
+
+def _hash(counter_D: Tensor, first_N: Tensor, second_N: Tensor) -> Tensor:
+    x = counter_D + first_N[:, None]
+    scratch = torch.empty_like(x)
+    mix(x, scratch=scratch)
+    x.bitwise_xor_(second_N[:, None])
+    return mix(x, scratch=scratch)
+
+
+def _radius(bits: Tensor) -> Tensor:
+    """sqrt(-2 log u), u in (0, 1]."""
+    uniform = bits.bitwise_and(0x7FFFFFFF).to(torch.float32).add_(1.0).mul_(2.0**-31)
+    return uniform.log_().mul_(-2.0).sqrt_()
+
+
+def _angle(bits: Tensor) -> Tensor:
+    """Uniform over [-pi, pi)."""
+    return bits.to(torch.float32).mul_(math.pi * 2.0**-31)
 
 
 def draw(key: Tensor, *, tokens: int, features: int, token_index: Tensor | None = None) -> Tensor:
@@ -110,6 +138,11 @@ def draw(key: Tensor, *, tokens: int, features: int, token_index: Tensor | None 
 def _index(token_index: Tensor | None, *, tokens: int, device: torch.device) -> Tensor:
     if token_index is None:
         return torch.arange(tokens, device=device)
+    if token_index.numel() != tokens or token_index.is_floating_point():
+        raise KeyRangeError(
+            f"token_index is {token_index.dtype} of shape {tuple(token_index.shape)} for {tokens} tokens: expected one "
+            f"integer per token"
+        )
     return token_index.reshape(-1).to(device=device, dtype=torch.int64)
 
 
@@ -129,8 +162,8 @@ def _perturb_rows(
 
 def _dot_rows(grad_ND: Tensor, rms_N: Tensor, first_N: Tensor, second_N: Tensor) -> Tensor:
     z_ND = normals(first_N, second_N, features=grad_ND.shape[1])
-    dots_N: Tensor = torch.linalg.vecdot(grad_ND.to(torch.float32), z_ND)
-    return dots_N @ rms_N
+    dots_N = (grad_ND.to(torch.float32) * z_ND).sum(-1)
+    return (dots_N * rms_N).sum()  # not a matrix product: autocast would round it to half precision
 
 
 @functools.cache
@@ -149,7 +182,13 @@ def _chunk_rows(tensor: Tensor) -> int:
     return max(1, tensor.shape[0] if fused else _DEVICE_CHUNK // tensor.shape[1])
 
 
-@torch.library.custom_op("tailwatch_alp::perturb", mutates_args=())
+# Schemas are written out: torch 2.4 cannot read annotations that are strings.
+@torch.library.custom_op(
+    "tailwatch_alp::perturb",
+    mutates_args=(),
+    schema="(Tensor hidden, Tensor coefficient, Tensor key, Tensor? token_index, bool relative, int meter, int layer)"
+    " -> (Tensor, Tensor)",
+)
 def perturb(
     hidden: Tensor,
     coefficient: Tensor,
@@ -177,7 +216,8 @@ def perturb(
     tokens = flat_ND.shape[0]
     rms_N = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
     if hidden.device.type == "cpu" and coefficient.item() == 0.0:
-        return hidden.clone(), rms_N.zero_()  # 0, not NaN: nothing flows to the sigma of a layer that is off
+        # An RMS of 0, not NaN: nothing flows to the sigma of a layer that is off.
+        return hidden.clone(memory_format=torch.contiguous_format), rms_N.zero_()
     out_ND = torch.empty_like(flat_ND, memory_format=torch.contiguous_format)
     first_N, second_N = token_keys(key, index_N=_index(token_index, tokens=tokens, device=hidden.device))
     kernel, size = _kernel(_perturb_rows, hidden.device.type), _chunk_rows(flat_ND)
@@ -197,9 +237,14 @@ def _(hidden: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(hidden, memory_format=torch.contiguous_format), rms_N
 
 
-@torch.library.custom_op("tailwatch_alp::noise_dot", mutates_args=())
+@torch.library.custom_op(
+    "tailwatch_alp::noise_dot",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor rms, Tensor key, Tensor? token_index) -> Tensor",
+)
 def noise_dot(grad: Tensor, rms: Tensor, key: Tensor, token_index: Tensor | None) -> Tensor:
-    """Sum over tokens and features of grad * RMS * z: the gradient of the coefficient, a float32 scalar."""
+    """Sum over tokens and features of grad * RMS * z: the gradient of the coefficient, a float32 scalar; 0 if that is
+    not finite."""
     grad_ND = grad.reshape(-1, grad.shape[-1])
     tokens = grad_ND.shape[0]
     first_N, second_N = token_keys(key, index_N=_index(token_index, tokens=tokens, device=grad.device))
@@ -208,7 +253,9 @@ def noise_dot(grad: Tensor, rms: Tensor, key: Tensor, token_index: Tensor | None
     for start in range(0, tokens, size):
         rows = slice(start, start + size)
         total += kernel(grad_ND[rows], rms[rows], first_N[rows], second_N[rows])
-    return total
+    # A trainer skips the step of a batch that overflowed. Sigma's own optimiser does not know of that, and one NaN in its
+    # averages would stay for ever.
+    return total.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 
 @noise_dot.register_fake

@@ -35,11 +35,13 @@ from tailwatch_alp.hooks import HeadHook, LayerHook, Ledger, Noise
 from tailwatch_alp.layers import find_head, find_layers, select_layers
 from tailwatch_alp.meter import LayerEffect, Meter
 from tailwatch_alp.noise import stream_keys
+from tailwatch_alp.ranks import data_rank_of
 from tailwatch_alp.scale import DEFAULT_BOUNDS, Scale
 
 _STATE_VERSION = 1
 _MINIMUM_EFFECT = 0.5  # of the nominal RMS must be left after rounding
 _METER_EVERY = 16  # activations
+_LOGITS_LAYER = 1 << 32  # no decoder layer has this number, so that noise on the logits shares nothing with theirs
 _OWNED: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
 
 
@@ -56,7 +58,7 @@ class Perturbation:
         bounds: smallest and largest sigma.
         seed: of the run.
         data_rank: number of this rank's data slice: ranks with different data get different noise, ranks that hold the
-            same tokens (tensor parallel) must give the same number. None: the rank in the default process group, or 0.
+            same tokens (tensor parallel) must give the same number. None: found out, see `ranks.py`.
         blocks: where the decoder layers are, if they cannot be found: a path or modules.
         head: where the output head is, likewise.
 
@@ -88,7 +90,7 @@ class Perturbation:
         self.site = site
         self.relative = relative
         self.seed = seed
-        self.data_rank = _default_rank() if data_rank is None else data_rank
+        self._data_rank = data_rank
         if site == "hidden":
             self._modules = find_layers(model, blocks=blocks).modules
         else:
@@ -122,6 +124,20 @@ class Perturbation:
     def layer_count(self) -> int:
         """Number of layers L of the model, perturbed or not."""
         return len(self._modules)
+
+    @property
+    def data_rank(self) -> int:
+        """Number of this rank's data slice."""
+        if self._data_rank is not None:
+            return self._data_rank
+        found = data_rank_of(self.model)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._data_rank = found  # not before: process groups may be made after the Perturbation
+        return found
+
+    @data_rank.setter
+    def data_rank(self, data_rank: int) -> None:
+        self._data_rank = data_rank
 
     @property
     def sigma(self) -> tuple[float, ...]:
@@ -223,14 +239,15 @@ class Perturbation:
         """Contexts entered inside have this sigma on these layers; afterwards everything is as before. For probes."""
         if self.current is not None:
             raise NestedActivationError("a probe inside an active context: leave that first")
-        kept = (self.scale, self.layers, self._gain, self._proven, self._changed, self.meter, self._activations)
-        self.scale = Scale(sigma, count=self.layer_count, bounds=(sigma, sigma))
-        self.layers = select_layers(layers, count=self.layer_count)
-        self._gain, self._proven, self.meter = 1.0, {}, Meter(layers=self.layer_count)
+        scale = Scale(sigma, count=self.layer_count, bounds=(sigma, sigma))
+        chosen = select_layers(layers, count=self.layer_count)
+        kept = (self.scale, self.layers, self._gain, self._proven, self._changed, self._activations, self.ledger)
+        self.scale, self.layers, self._gain, self._proven, self.ledger = scale, chosen, 1.0, {}, Ledger()
         try:
-            yield
+            with self.meter.set_aside():
+                yield
         finally:
-            self.scale, self.layers, self._gain, self._proven, self._changed, self.meter, self._activations = kept
+            self.scale, self.layers, self._gain, self._proven, self._changed, self._activations, self.ledger = kept
 
     def effect(self) -> list[LayerEffect]:
         """What the noise did to each layer's input, sampled since sigma, gain or the layers last changed. Waits
@@ -269,9 +286,10 @@ class Perturbation:
         """
         expected = {"version": _STATE_VERSION, "site": self.site, "relative": self.relative}
         for name, value in expected.items():
-            if state[name] != value:
-                raise ActivationError(f"the state has {name}={state[name]!r}, this Perturbation {value!r}")
+            if state.get(name) != value:
+                raise ActivationError(f"the state has {name}={state.get(name)!r}, this Perturbation {value!r}")
         self.scale.load_state_dict(state["scale"])
+        self._proven.clear()
         self.set_layers(state["layers"])
         self.seed = int(state["seed"])
         self.gain = float(state["gain"])
@@ -296,17 +314,6 @@ class Perturbation:
                 )
             )
         return self._forwards[forward]
-
-    def noise_for_unknown(self, layer: int) -> Noise | None:
-        """A recompute whose input is not in the ledger (it was offloaded): that of the context, if it is open."""
-        if self.current is None or self._arrivals[layer] == 0:
-            return None
-        if self._arrivals[layer] == 1:
-            return self.current
-        raise ActivationError(
-            f"a checkpoint recomputes layer {layer} from an input that was moved since its forward, and the context "
-            f"has seen {self._arrivals[layer]} forwards: give each forward and its backward a context of its own"
-        )
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
@@ -334,6 +341,7 @@ class Perturbation:
             forward=forward,
             data_rank=self.data_rank,
             layers=self.layer_count,
+            first_layer=0 if self.site == "hidden" else _LOGITS_LAYER,
         )
         return keys_L2.to(_device_of(self.model), non_blocking=True)
 
@@ -402,12 +410,6 @@ class Perturbation:
                     f"is too small for this dtype: raise it, or leave the noise off"
                 )
         self._proven.update(to_prove)
-
-
-def _default_rank() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return 0
 
 
 def _device_of(model: nn.Module) -> torch.device:

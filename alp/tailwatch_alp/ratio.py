@@ -21,8 +21,9 @@ LOG_LIMIT = 20.0  # exp(20) = 4.9e8: beyond it a ratio says "gone" and nothing e
 
 
 def log_ratio(numerator_BT: Tensor, denominator_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """numerator - denominator [B, T] in float32; 0 outside the mask, whatever stands there (NaN, inf, filler)."""
-    clean_BT = torch.where(mask_BT, denominator_BT.float(), 0.0)
+    """numerator - denominator [B, T] in float32; 0 outside the mask, whatever stands there (NaN, inf, filler). No
+    gradient goes into the denominator."""
+    clean_BT = torch.where(mask_BT, denominator_BT.detach().float(), 0.0)
     return torch.where(mask_BT, numerator_BT.float(), 0.0) - clean_BT
 
 

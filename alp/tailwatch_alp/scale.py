@@ -89,8 +89,8 @@ class Scale:
     def project(self) -> None:
         """Bring a learned sigma back between its bounds. Queued on the device; waits for nothing."""
         if self.learnable:
-            with torch.no_grad():
-                self.log_sigma_L.clamp_(math.log(self.bounds[0]), math.log(self.bounds[1]))
+            # Through .data: graphs that wait for their backward hold this tensor, and within the bounds nothing changes.
+            self.log_sigma_L.data.clamp_(math.log(self.bounds[0]), math.log(self.bounds[1]))
 
     def parameter_group(self, *, lr: float) -> dict[str, Any]:
         """A group for the trainer's own optimiser: this learning rate, no weight decay.
@@ -151,11 +151,14 @@ class Scale:
         return self.log_sigma_L
 
     def _checked(self, sigma: float | Sequence[float]) -> tuple[float, ...]:
-        values = (sigma,) * self.count if isinstance(sigma, int | float) else tuple(sigma)
+        try:
+            values = [float(value) for value in sigma] if isinstance(sigma, Sequence) else [float(sigma)] * self.count
+        except (TypeError, ValueError):
+            raise ScaleError(f"sigma={sigma!r}: expected a number, or one per layer") from None
         if len(values) != self.count:
             raise ScaleError(f"{len(values)} sigmas for {self.count} layers: give one, or one per layer")
         low, high = self.bounds
         for value in values:
             if not low <= value <= high:  # false for NaN as well
                 raise ScaleError(f"sigma={value!r}: expected a number from {low:g} to {high:g} (the bounds)")
-        return tuple(float(value) for value in values)
+        return tuple(values)

@@ -200,7 +200,7 @@ def _taps(modules: dict[int, nn.Module]) -> Iterator[dict[int, Tensor]]:
     def tap(layer: int) -> Callable[..., Any]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             place = hidden_place(args, kwargs)
-            if place is None:
+            if place is None or torch._C._current_graph_task_id() != -1:  # a recompute: the forward's is the one
                 return None
             hidden = args[place] if isinstance(place, int) else kwargs[place]
             if not hidden.requires_grad:  # below the first trainable weight: frozen embeddings under LoRA

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tailwatch_alp import Perturbation
 from tailwatch_alp.actuator import Actuator, Setting
+from tailwatch_alp.errors import ModelChangedError
 from tests.alp.models import Plain, tokens
 
 IDS = tokens(2, 9)
@@ -143,10 +144,25 @@ def test_noise_without_effect_ends_the_noise_and_not_the_run() -> None:
         model(IDS)
     assert not is_noisy(actuator, 5)
     setting = actuator.step(6)
-    assert (setting.state, setting.reason) == ("off", "the noise had no effect")
+    assert (setting.state, setting.reason) == ("off", "the noise failed on a rank: see last_failure there")
+    assert "survived rounding" in str(actuator.last_failure)
     service.says = directed(2, strength=0.1)
     assert summary(actuator.step(7)) == ("on", 0.1)
     assert is_noisy(actuator, 7)
+
+
+def test_a_model_that_changed_ends_the_noise_and_not_the_run() -> None:
+    model = Plain()
+    actuator, service = make(model=model)
+    service.says = directed()
+    actuator.step(5)
+    assert is_noisy(actuator, 5)
+    actuator.perturbation.modules[1]._forward_pre_hooks.clear()  # by somebody else, days into the run
+    assert not is_noisy(actuator, 5)
+    assert actuator.step(6).state == "off"
+    assert "hook of layer 1" in str(actuator.last_failure)
+    with pytest.raises(ModelChangedError), actuator.perturbation.active(step=6):
+        pass
 
 
 def test_a_resumed_run_goes_on_as_directed() -> None:
