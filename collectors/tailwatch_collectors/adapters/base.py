@@ -82,6 +82,11 @@ class Late:
                 guard.once("connect", message=f"not connected, nothing is recorded: {error}")
         return self._collector
 
+    def end_step(self, step: int) -> None:
+        """Say that the parts of a step are all there; nothing where nothing was recorded."""
+        if self._collector is not None:
+            self._collector.end_step(step)
+
     def finished(self) -> None:
         """Send what is left, for a bounded time, and say that the run is over; nothing where nothing was recorded."""
         if self._collector is not None:
