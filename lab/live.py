@@ -28,6 +28,7 @@ class LiveSink:
             world_size=provenance.settings["world_size"],
             framework=provenance.framework,
             config={name: provenance.settings[name] for name in _CONFIG},
+            overhead_budget=0,  # a step of the lab takes milliseconds: no share of it is small
         )
 
     def batch(self, batch: Batch) -> None:

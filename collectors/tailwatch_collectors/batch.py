@@ -69,6 +69,26 @@ SEQUENCE_DTYPES: dict[str, Any] = {"advantage": np.float32, "reward": np.float32
 STRING_COLUMNS = ("seq_id", "prompt_id", "source", "replica", "text")
 """Columns with one string per sequence."""
 
+_STRING_OVERHEAD = 56
+"""Bytes of an empty string in CPython."""
+
+
+@dataclass(frozen=True, slots=True)
+class BFloat16:
+    """The bits of bfloat16 values, for which numpy has no type."""
+
+    bits: NDArray[np.uint16]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array."""
+        return self.bits.shape
+
+    def float32(self) -> Float32Array:
+        """The values: bfloat16 is the upper half of float32."""
+        values: Float32Array = (self.bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return values
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Batch:
@@ -134,6 +154,18 @@ class Batch:
         """[B] tokens per sequence, masked ones included."""
         return np.diff(self.offsets_B1)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes in memory."""
+        total = 0
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                total += sum(map(len, value)) + _STRING_OVERHEAD * len(value)
+            elif isinstance(value, np.ndarray):
+                total += value.nbytes
+        return total
+
     def check(self) -> list[FieldError]:
         """Everything that is wrong with this batch; empty when it is sound."""
         found = check_meta(self.meta)
@@ -170,6 +202,7 @@ class Batch:
         cu_seqlens: Any = None,
         lengths: Any = None,
         padding: Literal["right", "left"] = "right",
+        owned: bool = False,
         **columns: Any,
     ) -> Batch:
         """Build a batch from whatever layout the arrays have.
@@ -181,6 +214,7 @@ class Batch:
             cu_seqlens: [B+1] boundaries of packed arrays.
             lengths: [B] response lengths of padded arrays; default: up to the outermost True of `mask`, else T.
             padding: side on which padded arrays are padded.
+            owned: nobody will change the arrays, so the batch may share their memory.
             **columns: the optional columns of the wire record, per token in the same layout or per sequence [B].
 
         Raises:
@@ -192,13 +226,13 @@ class Batch:
         given = {"infer_logprobs": infer_logprobs, "train_logprobs": train_logprobs}
         given |= {name: value for name, value in columns.items() if value is not None}
         if cu_seqlens is not None:
-            layout: _Layout = _Packed.of(cu_seqlens)
+            layout: _Layout = _Packed.of(cu_seqlens, owned=owned)
         elif isinstance(infer_logprobs, Sequence):
             layout = _Lists.of(infer_logprobs)
         else:
             infer = as_array(infer_logprobs, "infer_logprobs", np.float32)
             if infer.ndim == 1:
-                layout = _Packed(np.array([0, len(infer)], np.int64))
+                layout = _Packed(np.array([0, len(infer)], np.int64), owned)
             elif infer.ndim == 2:
                 mask = given.get("mask")
                 mask_BT = None if mask is None else as_array(mask, "mask", np.bool_)
@@ -268,7 +302,9 @@ def as_array(value: Any, name: str, dtype: Any) -> NDArray[Any]:
     Raises:
         BatchError: the values cannot be that type; names the column.
     """
-    if type(value).__module__.partition(".")[0] == "torch":
+    if isinstance(value, BFloat16):
+        value = value.float32()
+    elif type(value).__module__.partition(".")[0] == "torch":
         # bfloat16 has no numpy type; the cast runs where the tensor lives, before the copy to the host.
         value = value.detach()
         if value.is_floating_point():
@@ -325,15 +361,16 @@ class _Layout:
 @dataclass(slots=True)
 class _Packed(_Layout):
     cu_seqlens_B1: NDArray[Any]
+    owned: bool
 
     @classmethod
-    def of(cls, cu_seqlens: Any) -> _Packed:
+    def of(cls, cu_seqlens: Any, *, owned: bool) -> _Packed:
         """From [B+1] boundaries."""
         cu_seqlens_B1 = as_array(cu_seqlens, "cu_seqlens", np.int64)
         if cu_seqlens_B1.ndim != 1 or len(cu_seqlens_B1) == 0:
             reason = f"has shape {cu_seqlens_B1.shape}, expected [B+1] with B >= 0"
             raise BatchError(FieldError(column="cu_seqlens", reason=reason))
-        return cls(cu_seqlens_B1)
+        return cls(cu_seqlens_B1, owned)
 
     def offsets_B1(self) -> Int64Array:
         return self.cu_seqlens_B1.astype(np.int64)
@@ -347,8 +384,7 @@ class _Packed(_Layout):
             raise BatchError(FieldError(column=name, reason=f"has shape {array.shape}, expected [{tokens}]"))
         if name in SEQUENCE_DTYPES and len(array) != tokens and len(array) == len(self.cu_seqlens_B1) - 1:
             return None
-        flat_N: NDArray[Any] = array.copy()
-        return flat_N
+        return np.ascontiguousarray(array) if self.owned else array.copy()
 
 
 @dataclass(slots=True)

@@ -1,4 +1,5 @@
-"""The command line of the SDK: `tail` follows what trainers already write, `import` posts histories of scalars.
+"""The command line of the SDK: `tail` follows what trainers already write, `import` posts histories of scalars,
+`replay` sends what a spool holds.
 
 Also part of the service's `tailwatch` command, by `add_tail` and `add_import`. What is wrong with a setting is said
 in one line on stderr, with exit code 2; 1 means that something was read that could not be stored.
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_tail(commands)
     add_import(commands)
+    _add_replay(commands)
     parsed = parser.parse_args(arguments)
     code: int = parsed.run(parsed)
     return code
@@ -92,6 +94,12 @@ def add_import(commands: Any) -> None:
     parser.add_argument("--session", help="attempt to file them under (default: the run's latest)")
     parser.add_argument("--dry-run", action="store_true", help="read and count, send nothing")
     parser.set_defaults(run=lambda parsed: _run(_import, parsed))
+
+
+def _add_replay(commands: Any) -> None:
+    from tailwatch_collectors.replay import add_replay
+
+    add_replay(commands)
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,8 @@
 """The collector: what a training loop holds. Every call returns at once and none raises after `connect`.
 
-The caller's thread copies the arrays (`Batch.from_arrays`) and puts them into the bounded outbox; encoding and
-sending happen in the sender's thread. Usable from several threads; a forked child starts with an empty outbox and
-its own sender on first use.
+The caller's thread copies the arrays as they are (`capture.py`) and puts them into the bounded outbox. Converting,
+checking, encoding and sending happen in the sender's thread, writing to disk in the scribe's. Usable from several
+threads; a forked child starts with an empty outbox, a spool of its own and its own threads on first use.
 """
 
 from __future__ import annotations
@@ -23,14 +23,26 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tailwatch_collectors.arena import Arena
 from tailwatch_collectors.batch import Batch
-from tailwatch_collectors.errors import BatchError, FieldError
+from tailwatch_collectors.capture import Capture, capture, of_batch
+from tailwatch_collectors.device import Devices
+from tailwatch_collectors.encoding import Encoder
+from tailwatch_collectors.errors import BatchError, ConfigurationError, FieldError
+from tailwatch_collectors.gather import Gatherer
 from tailwatch_collectors.guard import Guard, guarded, logger
-from tailwatch_collectors.outbox import BatchItem, Item, NoteItem, Outbox, size_of
+from tailwatch_collectors.items import BatchItem, Item, NoteItem
+from tailwatch_collectors.lint import check_semantics
+from tailwatch_collectors.mode import Chooser, Mode
+from tailwatch_collectors.outbox import Outbox
+from tailwatch_collectors.overhead import Change, Meter
+from tailwatch_collectors.scribe import Scribe
 from tailwatch_collectors.sender import Sender
 from tailwatch_collectors.session import find_session
 from tailwatch_collectors.settings import Settings
-from tailwatch_collectors.stats import Counters, Stats
+from tailwatch_collectors.sigterm import Watch
+from tailwatch_collectors.spool import Spool
+from tailwatch_collectors.stats import Counters, DropReason, Stats
 from tailwatch_collectors.transport import HttpTransport
 from tailwatch_collectors.types import BatchMeta, Phase
 
@@ -40,8 +52,14 @@ CLOSE_TIMEOUT = 5.0
 MAX_NOTE_BYTES = 2**20
 """Largest JSON of one call of `scalars` or `event`, bytes."""
 
+OVERHEAD_METRIC = "collector_overhead"
+"""Scalar in which rank 0 reports the share of the last window."""
+
 _REMEMBERED = 8192
 _FLUSH_INTERVAL = 0.005
+_SENDING_SHARE = 0.7
+"""Share of the time of `close` that goes to the network where the rest can go to disk."""
+_ARENA_BYTES = 64 * 2**20
 
 _PartKey = tuple[int, str, int, str]
 _OpenKey = tuple[int, str, str]
@@ -59,19 +77,55 @@ class Collector:
 
     def _reset(self) -> None:
         """Everything that belongs to one process: made at `connect`, and anew in a forked child."""
+        settings = self._settings
         self._counters = Counters()
         self.guard = Guard(on_error=lambda: self._counters.add("errors"))
-        self._outbox = Outbox(items=self._settings.queue_batches, nbytes=self._settings.queue_bytes)
+        self._outbox = Outbox(items=settings.queue_batches, nbytes=settings.queue_bytes, policy=settings.queue_policy)
         self._lock = threading.RLock()
+        self._seq = itertools.count()
         self._parts: dict[_PartKey, Iterator[int]] = {}
         self._open_steps: dict[_OpenKey, BatchMeta] = {}
+        self._arena = Arena(keep=min(_ARENA_BYTES, settings.queue_bytes))
+        self._devices = Devices()
+        self._gather = Gatherer() if settings.gather else None
+        self._chooser = Chooser(settings.mode)
+        self._meter = Meter(budget=settings.overhead_budget, now=time.monotonic())
+        encode = Encoder(compression=settings.compression, inspect=self._inspect)
+        run = settings.run_fields(self.session)
+        self._spool: Spool | None = None
+        self._scribe: Scribe | None = None
+        if settings.spool_dir is not None:
+            self._spool = Spool(
+                settings.spool_dir,
+                nbytes=settings.spool_bytes,
+                fsync=settings.spool_fsync,
+                run=run,
+                url=settings.url,
+            )
+            self._scribe = Scribe(
+                outbox=self._outbox,
+                spool=self._spool,
+                run=run,
+                encode=encode,
+                counters=self._counters,
+                guard=self.guard,
+                meter=self._meter,
+            )
+            # Without a URL the spool is all there is.
+            self._outbox.spill_all = settings.url is None
         self._sender = Sender(
-            settings=self._settings,
+            settings=settings,
             session=self.session,
             outbox=self._outbox,
+            spool=self._spool,
+            encode=encode,
             transport=self._transport,
             counters=self._counters,
             guard=self.guard,
+            meter=self._meter,
+            chooser=self._chooser,
+            stats=lambda: self.stats,
+            tick=self._tick,
         )
 
     def _transport(self) -> HttpTransport:
@@ -120,7 +174,12 @@ class Collector:
                 sum_p2_other, advantage, reward, seq_id, prompt_id, source, turn, replica, text.
         """
 
-        def build() -> Item | None:
+        def build() -> Item | DropReason | None:
+            # Before anything else that may fail: whether it is left out, the same for every layout.
+            if self._meter.level != "full" and self._gather is None and self._meter.skips(_integer(step, "step")):
+                return "overhead"
+            if not self._settings.send_text:
+                columns.pop("text", None)
             meta = self._meta(
                 step=step,
                 phase=phase,
@@ -130,10 +189,10 @@ class Collector:
                 final=final,
                 train_version=train_version,
             )
-            if not self._settings.send_text:
-                columns.pop("text", None)
-            batch = Batch.from_arrays(
+            taken = capture(
                 meta,
+                arena=self._arena,
+                devices=self._devices,
                 infer_logprobs=infer_logprobs,
                 train_logprobs=train_logprobs,
                 cu_seqlens=cu_seqlens,
@@ -144,11 +203,48 @@ class Collector:
                 **columns,
             )
             self._remember(meta)
-            if batch.sequences == 0 and not final:
-                return None
-            return BatchItem(content=batch, nbytes=size_of(batch))
+            if taken.sequences == 0 and not final:
+                taken.release()
+                return "empty"
+            return self._item(taken)
 
-        self._hand_over("record", build)
+        if self._gather is None:
+            self._hand_over("record", build)
+        else:
+            self._record_gathered(build)
+
+    def _item(self, taken: Capture) -> BatchItem:
+        """A captured batch on its way, in the form that the mode and the budget allow now."""
+        form = self._chooser.form(
+            taken.nbytes, now=time.monotonic(), fill=self._outbox.fill, away=self._sender.breaker.open
+        )
+        if self._meter.level != "full":
+            form = "edge"
+        return BatchItem(source=taken, form=form, seq=next(self._seq), nbytes=taken.nbytes)
+
+    def _record_gathered(self, build: Callable[[], Item | DropReason | None]) -> None:
+        """Hand the batch to rank 0, which hands over everybody's. Waits for the other ranks, as was asked for."""
+        gather = self._gather
+        if gather is None:
+            return
+        own: Batch | None = None
+        with self.guard("record"):
+            try:
+                item = build()
+                own = item.source.batch() if isinstance(item, BatchItem) and item.source is not None else None
+            finally:
+                # Whatever happened here: the others wait for this rank.
+                found = gather(own)
+                if found is None and own is not None:
+                    found = [own]
+                self._counters.add("gathered", int(own is not None and not found))
+                for batch in found or ():
+                    self._hand_over("record", functools.partial(self._regathered, batch))
+
+    def _regathered(self, batch: Batch) -> Item | DropReason:
+        if self._meter.skips(batch.meta.step):
+            return "overhead"
+        return self._item(of_batch(batch, give=self._arena.give))
 
     def end_step(self, step: int) -> None:
         """Say that this rank is through with a step that was recorded with `final=False`. Never raises.
@@ -176,7 +272,7 @@ class Collector:
         none_N = np.empty(0, np.float32)
         batch = Batch(meta=meta, offsets_B1=np.zeros(1, np.int64), infer_logprobs_N=none_N, train_logprobs_N=none_N)
         self._remember(meta)
-        return BatchItem(content=batch, nbytes=size_of(batch))
+        return self._item(of_batch(batch, give=self._arena.give))
 
     def scalars(self, *, step: int, values: Mapping[str, Any]) -> None:
         """Hand over numbers the trainer computes anyway: reward, grad_norm, entropy, ... Never raises.
@@ -184,11 +280,11 @@ class Collector:
         Values are whatever `float()` takes. NaN and infinite ones are left out: a gap, not a number.
         """
 
-        def build() -> Item | None:
+        def build() -> Item | DropReason:
             numbers = {str(name): float(value) for name, value in values.items()}
             finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
             content = {"step": _integer(step, "step"), "session": self.session, "values": finite}
-            return _note("scalars", content) if finite else None
+            return self._note("scalars", content) if finite else "empty"
 
         self._hand_over("scalars", build)
 
@@ -205,7 +301,7 @@ class Collector:
             content: dict[str, Any] = {"kind": kind, "session": self.session, "payload": dict(payload or {})}
             if step is not None:
                 content["step"] = _integer(step, "step")
-            return _note("events", content)
+            return self._note("events", content)
 
         self._hand_over("event", build)
 
@@ -229,16 +325,37 @@ class Collector:
     @property
     def stats(self) -> Stats:
         """The counters now."""
-        return self._counters.snapshot(queued=len(self._outbox), queued_bytes=self._outbox.nbytes)
+        spool = self._spool
+        stored: dict[str, int] = {}
+        lost: dict[DropReason, int] = {}
+        if spool is not None:
+            stored = {
+                "spooled": spool.pending,
+                "spooled_bytes": spool.nbytes,
+                "adopted_dropped": spool.adopted_dropped,
+                "damaged": spool.damaged,
+            }
+            lost = {"spool_full": spool.full_dropped, "spool_damaged": spool.damage_dropped}
+        return self._counters.snapshot(
+            dropped=lost,
+            queued=len(self._outbox),
+            queued_bytes=self._outbox.nbytes,
+            overhead=self._meter.total(time.monotonic()),
+            level=self._meter.level,
+            **stored,
+        )
 
     # --- the end -------------------------------------------------------------------------------------------------
 
     @guarded(default=False)
     def flush(self, timeout: float = 10.0) -> bool:
-        """Wait until everything handed over before has been settled; False where `timeout` seconds were too few."""
+        """Wait until everything handed over before has been settled; False where `timeout` seconds were too few.
+
+        Settled is what the service has answered for, what was dropped, and what is in the spool.
+        """
         deadline = time.monotonic() + timeout
         last = self._outbox.last()
-        while last is not None and self._outbox.holds(last):
+        while last is not None and self._outbox.holds_up_to(last.seq):
             if time.monotonic() >= deadline:
                 return False
             time.sleep(_FLUSH_INTERVAL)
@@ -248,8 +365,10 @@ class Collector:
     def close(self, timeout: float = CLOSE_TIMEOUT, *, finished: bool = False) -> None:
         """Send what is left, for at most `timeout` seconds, and stop. Never raises; a second call does nothing.
 
+        What cannot be sent in that time goes to the spool; what cannot go there either is dropped and counted.
+
         Args:
-            timeout: longest wait, seconds; what is left then is dropped and counted.
+            timeout: longest wait, seconds.
             finished: tell the service that the run is over (rank 0 does). Leaving a `with` block without an
                 exception does; closing at exit does not, for an exit may be a crash.
         """
@@ -260,17 +379,35 @@ class Collector:
                 self.event("finished", step=self._sender.step)
             self._closed = True
         _OPEN.pop(id(self), None)
-        self._sender.stop_by(time.monotonic() + timeout)
-        self._sender.join(timeout)
+        began = time.monotonic()
+        sending = timeout if self._scribe is None else _SENDING_SHARE * timeout
+        self._sender.stop_by(began + sending)
+        self._sender.join(sending)
+        if self._scribe is not None and self._spool is not None:
+            self._scribe.spill(began + timeout, end=True)
         self._counters.drop("closed", self._outbox.clear())
+        if self._spool is not None:
+            self._spool.close()
+        self._say_what_became()
+
+    def _say_what_became(self) -> None:
         stats = self.stats
         if stats.dropped or stats.rejected:
             logger.warning(
-                "closed: %d of %d items stored, %d refused, dropped: %s",
+                "closed: %d of %d items stored, %d refused, %d in the spool, dropped: %s",
                 stats.sent + stats.duplicates,
                 stats.recorded,
                 stats.rejected,
+                stats.spooled,
                 dict(stats.dropped),
+            )
+        elif stats.spooled:
+            logger.warning(
+                "closed: %d of %d items are in the spool %s; the next collector there sends them, or %s",
+                stats.spooled,
+                stats.recorded,
+                self._settings.spool_dir,
+                "`python -m tailwatch_collectors replay`",
             )
 
     def __enter__(self) -> Collector:
@@ -286,11 +423,12 @@ class Collector:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _hand_over(self, place: str, build: Callable[[], Item | None]) -> None:
+    def _hand_over(self, place: str, build: Callable[[], Item | DropReason | None]) -> None:
         """Build an item and put it into the outbox; every way out of here is counted."""
+        began = time.perf_counter()
         with self.guard(place):
             self._counters.add("recorded")
-            if self._closed or self._settings.url is None:
+            if self._closed or (self._settings.url is None and self._scribe is None):
                 self._counters.drop("closed" if self._closed else "no_url")
                 return
             try:
@@ -301,13 +439,66 @@ class Collector:
             except BaseException:  # an interrupt too: it passes, and the item is accounted for
                 self._counters.drop("error")
                 raise
-            reason = "empty" if item is None else self._outbox.put(item)
-            if reason is not None:
-                self._counters.drop(reason)
-                if reason != "empty":
-                    self.guard.once(place, reason, message=f"{place}: not sent: {reason}")
+            if item is None or isinstance(item, str):
+                self._counters.drop(item or "empty")
                 return
+            for reason, dropped in self._outbox.put(item):
+                self._counters.drop(reason)
+                which = "it" if dropped is item else "an older one"
+                self.guard.once(place, reason, message=f"{place}: {which} was dropped: {reason}")
+            self._start()
+        self._meter.blocked(time.perf_counter() - began)
+
+    def _start(self) -> None:
+        if self._settings.url is not None:
             self._sender.start()
+        if self._scribe is not None:
+            self._scribe.start()
+
+    def _note(self, path: str, content: Mapping[str, Any]) -> NoteItem:
+        try:
+            body = json.dumps(content, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise BatchError(FieldError(column=path, reason=f"cannot be written as JSON: {error}")) from error
+        if len(body) > MAX_NOTE_BYTES:
+            raise BatchError(FieldError(column=path, reason=f"{len(body)} bytes of JSON, limit {MAX_NOTE_BYTES}"))
+        return NoteItem(path=path, body=body, key=uuid.uuid4().hex, seq=next(self._seq))
+
+    # --- in the sender's thread ----------------------------------------------------------------------------------
+
+    def _inspect(self, batch: Batch) -> None:
+        """The first batch of a stream: what its columns and settings mean together, said once."""
+        declared = {**self._settings.config, "framework": self._settings.framework}
+        with self.guard("semantics"):
+            for finding in check_semantics(batch, declared):
+                self.guard.once("semantics", batch.meta.stream, finding.code, message=f"semantics: {finding.message}")
+                payload = {"code": finding.code, "message": finding.message, "stream": batch.meta.stream}
+                self.event("semantics", step=batch.meta.step, payload=payload)
+
+    def _tick(self) -> None:
+        """Look at what we cost; say so, and give something up, where it is too much."""
+        before = self._meter.share
+        change = self._meter.turn(time.monotonic())
+        step = self._sender.step
+        share = self._meter.share
+        if share is not None and share != before and step is not None and self._settings.rank == 0:
+            self.scalars(step=step, values={OVERHEAD_METRIC: share})
+        if change is not None:
+            self._say(change, step)
+
+    def _say(self, change: Change, step: int | None) -> None:
+        what = "over" if change.down else "well within"
+        logger.warning(
+            "overhead %.2f %% is %s the budget of %.2f %%: from %s to %s",
+            100 * change.share,
+            what,
+            100 * self._meter.budget,
+            change.before,
+            change.now,
+        )
+        payload = {"before": change.before, "now": change.now, "share": change.share, "budget": self._meter.budget}
+        kind = "collector_degraded" if change.down else "collector_recovered"
+        self.event(kind, step=step, payload={**payload, "rank": self._settings.rank})
 
     def _meta(
         self,
@@ -361,13 +552,23 @@ class Collector:
 
     def _begin(self) -> None:
         _OPEN[id(self)] = self
-        if self._settings.url is not None:
-            self._sender.start()
+        self._start()
+        if self._settings.sigterm_timeout:
+            _TERMINATION.install()
 
     def _forked(self) -> None:
         # Kept, never used: collecting it here would close connections that belong to the parent.
         self._inherited = (self._sender, getattr(self, "_inherited", None))
+        if self._spool is not None:
+            self._spool.abandon()
         self._reset()
+
+    def _terminated(self, deadline: float) -> None:
+        """SIGTERM: get what is in memory out of it, and go on."""
+        if self._scribe is not None:
+            self._scribe.spill(deadline)
+        else:
+            self.flush(max(deadline - time.monotonic(), 0.0))
 
 
 def connect(
@@ -387,10 +588,19 @@ def connect(
     heartbeat: float | None = None,
     compression: Literal["zstd", "lz4", "none"] | None = None,
     send_text: bool | None = None,
+    queue_policy: Literal["drop-oldest", "drop-newest", "sample"] | None = None,
+    spool_dir: str | os.PathLike[str] | None = None,
+    spool_bytes: int | None = None,
+    spool_fsync: Literal["interval", "always", "never"] | None = None,
+    mode: Mode | None = None,
+    overhead_budget: float | None = None,
+    gather: Literal["none", "rank0"] | None = None,
+    sigterm_timeout: float | None = None,
 ) -> Collector:
     """Start streaming to a service, which need not be up yet. Everything left out is read from `TAILWATCH_*`.
 
-    Without a URL nothing is sent: every call is counted as dropped (`no_url`) and one warning is logged.
+    Without a URL nothing is sent: everything goes to the spool, to be sent by `python -m tailwatch_collectors replay`
+    or by a later collector that has a URL and the same `spool_dir`.
 
     Args:
         project: project the run belongs to.
@@ -411,6 +621,20 @@ def connect(
         heartbeat: time between heartbeats, seconds; default 60.
         compression: compression inside the Arrow stream; default none.
         send_text: let the `text` column leave the trainer; default: it is left out.
+        queue_policy: what goes when the queue is full and the spool does not keep up; default `drop-oldest`.
+        spool_dir: directory for what cannot be sent, shared by all ranks and by later jobs; default
+            `~/.cache/tailwatch/spool`; `off`: nothing is written to disk.
+        spool_bytes: most bytes this process keeps there, beyond which the oldest go; default 1 GiB.
+        spool_fsync: how soon what is there survives the machine: within a second (`interval`, the default),
+            `always`, or when the system likes (`never`).
+        mode: `tokens` (default), `edge` (summaries made here, with the worst tokens and a random sample), or `auto`
+            (tokens as long as the network keeps up).
+        overhead_budget: largest share of the wall time this may cost before it gives something up; default 0.005;
+            0: no bound.
+        gather: `rank0`: all ranks hand their batches to rank 0 in a collective, so every rank has to record the same
+            number of times. Default: every rank sends its own.
+        sigterm_timeout: longest delay of SIGTERM while memory goes to disk, seconds; default 2; 0: SIGTERM is left
+            alone.
 
     Raises:
         ConfigurationError: a setting is missing or wrong. Nothing raises after this.
@@ -432,10 +656,19 @@ def connect(
         heartbeat=heartbeat,
         compression=compression,
         send_text=send_text,
+        queue_policy=queue_policy,
+        spool_dir=None if spool_dir is None else os.fspath(spool_dir),
+        spool_bytes=spool_bytes,
+        spool_fsync=spool_fsync,
+        mode=mode,
+        overhead_budget=overhead_budget,
+        gather=gather,
+        sigterm_timeout=sigterm_timeout,
     )
     found, shared = (settings.session, True) if settings.session else find_session(os.environ)
     if settings.url is None:
-        logger.warning("no url: nothing is sent; pass url=... to connect or set TAILWATCH_URL")
+        where = f"everything goes to {settings.spool_dir}" if settings.spool_dir else "everything is dropped"
+        logger.warning("no url: nothing is sent, %s; pass url=... to connect or set TAILWATCH_URL", where)
     elif not shared and (settings.world_size or 1) > 1:
         logger.warning(
             "each of the %d ranks drew a session of its own and will be an attempt of its own; "
@@ -443,7 +676,11 @@ def connect(
             settings.world_size,
         )
     collector = Collector(settings, session=found)
-    collector._begin()  # the two halves of one module
+    try:
+        collector._begin()  # the two halves of one module
+    except OSError as error:
+        _OPEN.pop(id(collector), None)
+        raise ConfigurationError(f"the certificates for {settings.url} cannot be read: {error}") from error
     return collector
 
 
@@ -461,6 +698,19 @@ def _close_all() -> None:
         collector.close(max(deadline - time.monotonic(), 0.0))
 
 
+def _on_sigterm() -> None:
+    """One deadline for all; the collectors stay open, for a handler of the trainer may go on."""
+    collectors = list(_OPEN.values())
+    longest = max((collector._settings.sigterm_timeout for collector in collectors), default=0.0)
+    deadline = time.monotonic() + longest
+    for collector in collectors:
+        with collector.guard("sigterm"):
+            collector._terminated(deadline)
+
+
+_TERMINATION = Watch(_on_sigterm)
+
+
 def _after_fork() -> None:
     for collector in list(_OPEN.values()):
         collector._forked()
@@ -469,16 +719,6 @@ def _after_fork() -> None:
 atexit.register(_close_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def _note(path: str, content: Mapping[str, Any]) -> NoteItem:
-    try:
-        body = json.dumps(content, allow_nan=False).encode()
-    except (TypeError, ValueError) as error:
-        raise BatchError(FieldError(column=path, reason=f"cannot be written as JSON: {error}")) from error
-    if len(body) > MAX_NOTE_BYTES:
-        raise BatchError(FieldError(column=path, reason=f"{len(body)} bytes of JSON, limit {MAX_NOTE_BYTES}"))
-    return NoteItem(path=path, body=body, key=uuid.uuid4().hex)
 
 
 def _integer(value: Any, name: str) -> int:

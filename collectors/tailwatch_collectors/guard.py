@@ -1,6 +1,6 @@
 """The guard: nothing that goes wrong in here reaches the training loop.
 
-In training an error is swallowed, counted and logged once per place and type; under pytest it is raised again, so
+In training an error is swallowed, counted and logged once per place and kind; under pytest it is raised again, so
 that no test passes over it (`TAILWATCH_SWALLOW=1` turns that off, for tests of the swallowing itself). Interrupts
 are not errors: KeyboardInterrupt and SystemExit always pass.
 """
@@ -10,12 +10,16 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 logger = logging.getLogger("tailwatch")
+
+MAX_KINDS = 1000
+"""Most kinds of trouble that are logged: beyond it they are only counted."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -34,14 +38,14 @@ class Guard:
 
     def once(self, *key: str, message: str) -> None:
         """Log a warning the first time `key` comes up, and never again."""
-        if key not in self._seen:
+        if key not in self._seen and len(self._seen) < MAX_KINDS:
             self._seen.add(key)
             logger.warning("%s (further ones are counted, not logged)", message)
 
     def caught(self, place: str, error: Exception) -> bool:
         """Count and log an error; True where it is to be swallowed."""
         self._on_error()
-        self.once(place, type(error).__name__, message=f"{place}: {type(error).__name__}: {error!s:.500}")
+        self.once(place, type(error).__name__, _kind(error), message=f"{place}: {type(error).__name__}: {error!s:.500}")
         return not raises()
 
 
@@ -84,6 +88,12 @@ def guarded(*, default: T) -> Callable[[Callable[Concatenate[S, P], T]], Callabl
         return call
 
     return decorate
+
+
+def _kind(error: Exception) -> str:
+    """What tells one refusal from another, without the numbers that differ from batch to batch."""
+    found = [f"{one.column}: {one.reason}" for one in getattr(error, "errors", ())]
+    return re.sub(r"[-+]?\d[\d.e+-]*", "#", "; ".join(found))[:200]
 
 
 def raises() -> bool:

@@ -6,19 +6,30 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from tailwatch_collectors.errors import ConfigurationError
+from tailwatch_collectors.mode import Mode
+from tailwatch_collectors.outbox import Policy
 from tailwatch_collectors.session import placement
+from tailwatch_collectors.spool import Fsync
 from tailwatch_collectors.types import MAX_NAME_LENGTH
 
 DEFAULT_QUEUE_BATCHES = 64
 DEFAULT_QUEUE_BYTES = 256 * 2**20
 DEFAULT_TIMEOUT = 10.0
 DEFAULT_HEARTBEAT = 60.0
+DEFAULT_SPOOL_BYTES = 2**30
+DEFAULT_OVERHEAD_BUDGET = 0.005
+DEFAULT_SIGTERM_TIMEOUT = 2.0
+
+NO_SPOOL = "off"
+"""What `spool_dir` is called where nothing may be written to disk."""
 
 Compression = Literal["zstd", "lz4"]
+Gather = Literal["rank0"]
 
 _OWN_FIELDS = ("project", "name", "session", "framework", "world_size")
 
@@ -32,7 +43,7 @@ class Settings:
     run: str
     """Run name."""
     url: str | None
-    """Root of the service, without a trailing slash; None: nothing is sent."""
+    """Root of the service, without a trailing slash; None: nothing is sent, only spooled."""
     api_key: str | None = field(repr=False)
     """Bearer key."""
     session: str | None
@@ -57,6 +68,33 @@ class Settings:
     """Compression inside the Arrow stream."""
     send_text: bool
     """Whether the `text` column leaves the trainer at all."""
+    queue_policy: Policy
+    """What goes when the queue is full."""
+    spool_dir: Path | None
+    """Where what cannot be sent is kept; None: nowhere."""
+    spool_bytes: int
+    """Most bytes on disk."""
+    spool_fsync: Fsync
+    """How soon what is on disk survives the machine."""
+    mode: Mode
+    """Whether batches travel as tokens, as summaries, or as the network allows."""
+    overhead_budget: float
+    """Largest share of the wall time we may cost; 0: no bound."""
+    gather: Gather | None
+    """Whether rank 0 sends for all."""
+    sigterm_timeout: float
+    """Longest delay of SIGTERM, seconds; 0: SIGTERM is left alone."""
+
+    def run_fields(self, session: str) -> dict[str, Any]:
+        """What creates or finds the run at the service."""
+        own = {
+            "project": self.project,
+            "name": self.run,
+            "session": session,
+            "framework": self.framework,
+            "world_size": self.world_size,
+        }
+        return {**self.config, **{name: value for name, value in own.items() if value is not None}}
 
     @classmethod
     def read(
@@ -78,6 +116,14 @@ class Settings:
         heartbeat: float | None = None,
         compression: str | None = None,
         send_text: bool | None = None,
+        queue_policy: str | None = None,
+        spool_dir: str | Path | None = None,
+        spool_bytes: int | None = None,
+        spool_fsync: str | None = None,
+        mode: str | None = None,
+        overhead_budget: float | None = None,
+        gather: str | None = None,
+        sigterm_timeout: float | None = None,
     ) -> Settings:
         """Settle every setting. An empty variable counts as absent.
 
@@ -103,6 +149,14 @@ class Settings:
             heartbeat=_number(environ, "heartbeat", heartbeat, DEFAULT_HEARTBEAT, low=0.01),
             compression=_compression(compression or environ.get("TAILWATCH_COMPRESSION")),
             send_text=_flag("TAILWATCH_SEND_TEXT", environ) if send_text is None else send_text,
+            queue_policy=_one_of(environ, "queue_policy", queue_policy, get_args(Policy)),
+            spool_dir=_spool_dir(environ, spool_dir),
+            spool_bytes=int(_number(environ, "spool_bytes", spool_bytes, DEFAULT_SPOOL_BYTES, low=4096, whole=True)),
+            spool_fsync=_one_of(environ, "spool_fsync", spool_fsync, ("interval", "always", "never")),
+            mode=_one_of(environ, "mode", mode, get_args(Mode)),
+            overhead_budget=_number(environ, "overhead_budget", overhead_budget, DEFAULT_OVERHEAD_BUDGET, low=0),
+            gather=_one_of(environ, "gather", gather, ("none", "rank0")),
+            sigterm_timeout=_number(environ, "sigterm_timeout", sigterm_timeout, DEFAULT_SIGTERM_TIMEOUT, low=0),
         )
 
 
@@ -189,6 +243,30 @@ def _compression(value: str | None) -> Compression | None:
         if value == known:
             return known  # type: ignore[no-any-return]
     raise ConfigurationError(f"compression is {value!r:.80}, expected zstd, lz4 or none")
+
+
+def _one_of(environ: Mapping[str, str], name: str, given: str | None, known: tuple[Any, ...]) -> Any:
+    """One of the known words, the first of them where nothing is given; `none` is None."""
+    value = given or environ.get(f"TAILWATCH_{name.upper()}") or known[0]
+    if value not in known:
+        raise ConfigurationError(f"{name} is {value!r:.80}, expected one of {', '.join(known)}")
+    return None if value == "none" else value
+
+
+def _spool_dir(environ: Mapping[str, str], given: str | Path | None) -> Path | None:
+    """The directory of the spool; by default below the user's cache."""
+    value = given or environ.get("TAILWATCH_SPOOL_DIR")
+    if value is None or value == "":
+        cache = environ.get("XDG_CACHE_HOME") or (f"{environ['HOME']}/.cache" if environ.get("HOME") else None)
+        return None if cache is None else Path(cache) / "tailwatch" / "spool"
+    if not isinstance(value, str | Path):
+        raise ConfigurationError(f"spool_dir is {value!r:.80}, expected a path, or {NO_SPOOL}")
+    if str(value) == NO_SPOOL:
+        return None
+    path = Path(value).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise ConfigurationError(f"spool_dir {str(value)!r:.200} is no directory")
+    return path
 
 
 def _flag(variable: str, environ: Mapping[str, str]) -> bool:

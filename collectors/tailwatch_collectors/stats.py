@@ -1,6 +1,7 @@
 """Counters of one collector, and the frozen snapshot of them.
 
-Everything handed over is accounted for: recorded = sent + duplicates + rejected + all dropped + queued.
+Everything handed over is accounted for:
+recorded = sent + duplicates + rejected + all dropped + queued + spooled.
 """
 
 from __future__ import annotations
@@ -8,13 +9,38 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-DropReason = Literal["queue_full", "too_large", "invalid", "empty", "error", "unreadable_answer", "closed", "no_url"]
+DropReason = Literal[
+    "queue_full",
+    "too_large",
+    "invalid",
+    "empty",
+    "error",
+    "unreadable_answer",
+    "closed",
+    "no_url",
+    "overhead",
+    "spool_full",
+    "spool_damaged",
+]
 """Why something was not sent: the queue was full; larger than the whole queue; arrays that form no batch; no rows
-and not final; an internal error; the service's answers could not be read; after or left over at `close`; no URL."""
+and not final; an internal error; the service's answers could not be read; after or left over at `close`; neither URL
+nor spool; the budget of overhead was spent; the spool was full; the spool was damaged on disk."""
 
-Counter = Literal["recorded", "sent", "duplicates", "rejected", "errors", "retries", "sent_bytes"]
+Counter = Literal[
+    "recorded",
+    "sent",
+    "duplicates",
+    "rejected",
+    "errors",
+    "retries",
+    "sent_bytes",
+    "replayed",
+    "adopted",
+    "spool_errors",
+    "gathered",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +67,26 @@ class Stats:
     """Their size in memory, bytes."""
     bytes: int = 0
     """Bytes of acknowledged bodies."""
+    spooled: int = 0
+    """Items waiting on disk now."""
+    spooled_bytes: int = 0
+    """Size of the spool on disk, bytes, what was adopted included."""
+    replayed: int = 0
+    """Items sent from the disk; they are among `sent`, `duplicates` and `rejected` too."""
+    adopted: int = 0
+    """Items of earlier processes that were sent from the disk; not among the others."""
+    adopted_dropped: int = 0
+    """Items of earlier processes that were dropped because the spool was full."""
+    damaged: int = 0
+    """Places in the spool at which something stood that was no record: a torn tail, flipped bytes."""
+    spool_errors: int = 0
+    """Writes the disk refused; the items stayed in memory."""
+    gathered: int = 0
+    """Batches handed to rank 0, which sends them."""
+    overhead: float = 0.0
+    """Share of the wall time since `connect` that was spent in our calls and in our threads' CPU time."""
+    level: str = "full"
+    """What the budget of overhead allows now: full, edge, sample, count."""
 
 
 class Counters:
@@ -63,19 +109,12 @@ class Counters:
             with self._lock:
                 self._dropped[reason] = self._dropped.get(reason, 0) + count
 
-    def snapshot(self, *, queued: int, queued_bytes: int) -> Stats:
-        """The counters now."""
+    def snapshot(self, *, dropped: Mapping[DropReason, int] | None = None, **more: Any) -> Stats:
+        """The counters now, with what only others know: further drops, and fields of `Stats`."""
         with self._lock:
-            counts, dropped = dict(self._counts), dict(self._dropped)
-        return Stats(
-            recorded=counts.get("recorded", 0),
-            sent=counts.get("sent", 0),
-            duplicates=counts.get("duplicates", 0),
-            dropped=dropped,
-            rejected=counts.get("rejected", 0),
-            errors=counts.get("errors", 0),
-            retries=counts.get("retries", 0),
-            queued=queued,
-            queued_bytes=queued_bytes,
-            bytes=counts.get("sent_bytes", 0),
-        )
+            counts, drops = dict(self._counts), dict(self._dropped)
+        for reason, count in (dropped or {}).items():
+            if count:
+                drops[reason] = drops.get(reason, 0) + count
+        counted: dict[str, Any] = {str(name): count for name, count in counts.items() if name != "sent_bytes"}
+        return Stats(dropped=drops, bytes=counts.get("sent_bytes", 0), **counted, **more)

@@ -80,7 +80,7 @@ class HttpTransport:
                 "POST",
                 f"{self._url}{path}",
                 headers={**self._headers, **headers, "Content-Length": str(len(body))},
-                content=_Chunks(body),
+                content=_Chunks(body, deadline),
                 extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), timeout)},
             )
             response = self._pool.handle_request(request)
@@ -100,11 +100,14 @@ class _Chunks(httpx.SyncByteStream):
     """A body in pieces: httpcore copies the rest of what it is given after every write, so a large body in one
     piece would cost quadratic copying under the interpreter lock, and stall the trainer."""
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, deadline: float) -> None:
         self._body = memoryview(body)
+        self._deadline = deadline
 
     def __iter__(self) -> Iterator[bytes]:
         for start in range(0, len(self._body), _CHUNK_BYTES):
+            if time.monotonic() > self._deadline:
+                raise httpx.WriteTimeout("the service reads too slowly")
             yield bytes(self._body[start : start + _CHUNK_BYTES])
 
 

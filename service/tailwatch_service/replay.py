@@ -194,6 +194,10 @@ def _connect(
         world_size=settings.get("world_size"),
         framework=recording.framework,
         config={name: settings[name] for name in _CONFIG if settings.get(name) is not None},
+        # A replay, not a training: what is lost is replayed again, and it may take all the time there is.
+        spool_dir="off",
+        overhead_budget=0,
+        sigterm_timeout=0,
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tailwatch_collectors import sender, wire
+from tailwatch_collectors import breaker, wire
 from tailwatch_collectors.batch import Batch
 
 HANG_BOUND = 30.0
@@ -173,6 +173,10 @@ def clean_environ(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("TAILWATCH_", "SLURM_", "TORCHELASTIC_")) or name in {"RANK", "WORLD_SIZE"}:
             monkeypatch.delenv(name)
+    # No home, no spool by default: tests of it name a directory of their own. SIGTERM is pytest's.
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TAILWATCH_SIGTERM_TIMEOUT", "0")
 
 
 @pytest.fixture
@@ -184,8 +188,8 @@ def swallow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries follow each other at once."""
-    monkeypatch.setattr(sender, "FIRST_BACKOFF", 0.002)
-    monkeypatch.setattr(sender, "LAST_BACKOFF", 0.01)
+    monkeypatch.setattr(breaker, "FIRST_BACKOFF", 0.002)
+    monkeypatch.setattr(breaker, "LAST_BACKOFF", 0.01)
 
 
 @pytest.fixture

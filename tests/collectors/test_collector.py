@@ -360,10 +360,13 @@ def test_a_batch_larger_than_the_queue(service: FakeService, caplog: pytest.LogC
     assert caplog.text.count("too_large (further") == 1
 
 
-def test_a_full_queue_drops_the_new_one(service: FakeService, until: Until) -> None:
+@pytest.mark.parametrize(("policy", "kept"), [("drop-oldest", [0, 3, 4]), ("drop-newest", [0, 1, 2])])
+def test_a_full_queue_follows_its_policy(service: FakeService, until: Until, policy: str, kept: list[int]) -> None:
     service.always("batches", hang=True)
-    collector = _connect(service, queue_batches=3)
-    for step in range(5):
+    collector = _connect(service, queue_batches=3, queue_policy=policy)
+    _record(collector, 0)
+    until(lambda: service.of("batches"))  # under way, and so never dropped
+    for step in range(1, 5):
         _record(collector, step)
     assert collector.stats.dropped == {"queue_full": 2}
     assert not collector.flush(0.01)
@@ -372,7 +375,7 @@ def test_a_full_queue_drops_the_new_one(service: FakeService, until: Until) -> N
     assert collector.flush(30)
     collector.close()
 
-    assert [key[0] for key in service.batches] == [0, 1, 2]
+    assert [key[0] for key in service.batches] == kept
 
 
 def test_without_a_url_everything_is_counted(caplog: pytest.LogCaptureFixture) -> None:
@@ -440,7 +443,7 @@ def test_an_interrupt_in_record_passes_and_corrupts_nothing(
 
     with _connect(service) as collector:
         with monkeypatch.context() as patch:
-            patch.setattr(Batch, "from_arrays", interrupted)
+            patch.setattr(collector_module, "capture", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 _record(collector, 0)
         _record(collector, 1)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tailwatch_collectors as tailwatch
-from tailwatch_collectors import Collector, sender, wire
+from tailwatch_collectors import Collector, breaker, sender, wire
 
 if TYPE_CHECKING:
     from tests.collectors.conftest import FakeService
@@ -218,7 +218,7 @@ def test_a_refused_key_is_tried_slowly_until_it_is_fixed(
 def test_a_refused_key_does_not_hold_up_the_exit(
     service: FakeService, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender, "LAST_BACKOFF", 1000.0)
+    monkeypatch.setattr(breaker, "LAST_BACKOFF", 1000.0)
     service.always("runs", status=401)
     collector = _connect(service)
     _record(collector, 0)
@@ -282,6 +282,7 @@ def test_heartbeats_say_how_it_goes(service: FakeService, until: Until) -> None:
 
     beats = [call.json for call in service.of("heartbeat")]
     assert "step" not in beats[0]
+    assert beats[-1].pop("overhead") > 0
     assert beats[-1] == {
         "session": "s",
         "attempt": 1,
@@ -289,6 +290,10 @@ def test_heartbeats_say_how_it_goes(service: FakeService, until: Until) -> None:
         "queued": 0,
         "dropped": 0,
         "sent": 2,
+        "rejected": 0,
+        "spooled": 0,
+        "replayed": 0,
+        "level": "full",
         "step": 5,
     }
 
@@ -413,7 +418,10 @@ def test_a_long_outage_is_bounded_in_items_and_bytes(service: FakeService, until
 
     assert full.dropped["queue_full"] > 0
     assert full.queued + full.dropped["queue_full"] + full.sent == 500
-    assert _steps(service) == list(range(len(service.batches)))  # the newest were dropped, the order kept
+    steps = _steps(service)
+    assert steps == sorted(steps)
+    assert steps[-1] == 499  # the oldest were dropped
+    assert len(steps) > 5
     assert _accounted(collector)
 
 
