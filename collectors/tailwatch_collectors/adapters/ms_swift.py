@@ -89,8 +89,8 @@ def _record(trainer: Any, grpo_batches: list[Any]) -> None:
     comparable = [one for one in grpo_batches if one.rollout_per_token_logps is not None]
     if len(comparable) < len(grpo_batches):
         message = (
-            "ms-swift: micro-batches without rollout log-probs are left out: generate with vLLM 0.10.2 or later and "
-            "set log_rollout_offpolicy_metrics or rollout_importance_sampling_mode"
+            "ms-swift: micro-batches without rollout_per_token_logps are left out: they need use_vllm with vLLM 0.10.2 "
+            "or later, and one log-prob for every response token"
         )
         base.guard.once("ms_swift", "rollout", message=message)
     collector = late.get(lambda: _connect(trainer)) if comparable else None
@@ -120,8 +120,8 @@ def _connect(trainer: Any) -> Collector:
             "temperature": look(args, "temperature"),
             "top_p": look(args, "top_p"),
             "precision": next((name for name in ("bf16", "fp16") if look(args, name)), None),
-            # What the engine inside the trainer is started with; a server's mode is its own.
-            "logprobs_mode": "processed" if look(args, "vllm_mode") == "colocate" else None,
+            # What swift starts its engines with, in the trainer and as a server.
+            "logprobs_mode": "processed" if look(args, "use_vllm") else None,
         },
         settings=_settings,
     )
