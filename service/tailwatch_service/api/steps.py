@@ -18,6 +18,7 @@ from tailwatch_service.errors import NotFound
 from tailwatch_service.services import Services
 from tailwatch_service.statistics.envelope import envelope
 from tailwatch_service.statistics.histogram import Tail, histogram, survival
+from tailwatch_service.statistics.intervals import envelope_intervals, intervals
 from tailwatch_service.statistics.registry import METRICS
 from tailwatch_service.statistics.slices import SliceRow, slices
 from tailwatch_service.statistics.worst import WorstToken, worst_tokens
@@ -48,7 +49,7 @@ def get_step(services: ServicesDep, step: StepDep) -> Response:
         "closed_at": step.closed_at,
         "metrics": {name: step.metrics.get(name) for name in METRICS},
         "missing": {name: reason for name, reason in reasons.items() if name not in step.metrics},
-        "intervals": {},
+        **_intervals(step),
         "slices": _slices(step),
         "findings": [finding_json(found) for found in findings.of_step(services.db, step.key)],
     }
@@ -57,8 +58,14 @@ def get_step(services: ServicesDep, step: StepDep) -> Response:
 
 @router.get("/envelope", summary="P2, P50 and P98 of the log ratio by inference probability")
 def get_envelope(step: StepDep) -> Response:
-    """One bin per range of probability, ascending; null where a bin is empty."""
-    return answers.json(_head(step) | {"bins": [asdict(part) for part in envelope(_summary(step))]})
+    """One bin per range of probability, ascending; null where a bin is empty, or too thin for an interval."""
+    summary = _summary(step)
+    bins = [
+        asdict(part)
+        | {"intervals": {name: None if isinstance(found, str) else found for name, found in around.items()}}
+        for part, around in zip(envelope(summary), map(asdict, envelope_intervals(summary)), strict=True)
+    ]
+    return answers.json(_head(step) | {"bins": bins})
 
 
 @router.get("/histogram", summary="The histogram of the log ratio, and its tails")
@@ -113,6 +120,15 @@ def _summary(step: StepRecord) -> Summary:
     if not step.summary:
         raise NotFound(f"step {step.key.step}: {STILL_OPEN}")
     return summaries.from_bytes(step.summary)
+
+
+def _intervals(step: StepRecord) -> dict[str, Any]:
+    """The intervals of its metrics, and why the others have none."""
+    if not step.summary:
+        return {"intervals": {}, "intervals_missing": {}}
+    known = {name: step.metrics[name] for name in METRICS if name in step.metrics}
+    found = intervals(summaries.from_bytes(step.summary), known)
+    return {"intervals": found.values, "intervals_missing": found.missing}
 
 
 def _slices(step: StepRecord) -> dict[str, list[dict[str, Any]]]:

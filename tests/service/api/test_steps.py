@@ -25,6 +25,11 @@ async def test_a_step_accounts_for_every_metric(start: Start) -> None:
             assert (value is None) == (name in step["missing"])
             assert value is None or math.isfinite(value)
         assert step["missing"]["entropy_gap"]
+        assert not set(step["intervals"]) & set(step["intervals_missing"])
+        for name, value in step["metrics"].items():
+            assert (value is not None) == (name in step["intervals"] or name in step["intervals_missing"]), name
+        low, high = step["intervals"]["kl_k2"]
+        assert low < step["metrics"]["kl_k2"] < high
         assert {"probability", "lag", "position", "rank"} <= set(step["slices"])
         # Its clamped log-probs are zeros that one side alone has, and its spread is beyond dense bf16.
         assert [found["rule"] for found in step["findings"]] == ["LogprobInvalid", "MismatchK3High"]
@@ -61,6 +66,9 @@ async def test_the_parts_of_a_step(start: Start) -> None:
 
         assert sum(part["tokens"] for part in envelope["bins"]) == batch.tokens
         assert any(part["p50"] is None for part in envelope["bins"] if part["tokens"] == 0)
+        full = max(envelope["bins"], key=lambda part: part["tokens"])
+        low, high = full["intervals"]["p50"]
+        assert low <= full["p50"] <= high
         assert len(histogram["edges"]) == len(histogram["counts"]) + 1
         assert sum(histogram["counts"]) == batch.tokens
         assert histogram["survival"]["upper"]["fit"]["shape"] is not None
