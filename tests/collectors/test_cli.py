@@ -11,7 +11,6 @@ from tailwatch_collectors import cli
 from tests.collectors.conftest import FakeService
 from tests.collectors.files import fixtures
 
-
 TAIL = (sys.executable, "-m", "tailwatch_collectors", "tail")
 
 
