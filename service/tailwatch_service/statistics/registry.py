@@ -68,7 +68,7 @@ _KL = (
     Metric(
         name="kl_k1", title="KL(infer || train), k1", unit="nats", family="kl", formula=r"\mathbb{E}[-d]",
         description="Unbiased, noisy, may be negative: minus the mean log ratio.",
-        kl_direction=_INFER_TRAIN, harm="away from 0", healthy="below 0.01 (tinker-cookbook)", reference=SCHULMAN,
+        kl_direction=_INFER_TRAIN, harm="away from 0", healthy="between -0.01 and 0.01 (tinker-cookbook)", reference=SCHULMAN,
     ),
     Metric(
         name="kl_k2", title="KL(infer || train), k2", unit="nats", family="kl", formula=r"\tfrac12\mathbb{E}[d^2]",
@@ -107,7 +107,7 @@ _KL = (
     Metric(
         name="chi2_token", title="chi²(train || infer)", unit="1", family="kl", formula=r"\mathbb{E}[(w-1)^2]",
         description="Variance of the importance weights about 1: what the noise of an importance-weighted gradient follows.",
-        harm="higher", healthy="below 1 (verl's health check)",
+        harm="higher", healthy="at most 1 (verl's health check)",
     ),
     Metric(
         name="chi2_token_uncentred", title="E[w²] - 1", unit="1", family="kl", formula=r"\mathbb{E}[w^2] - 1",
@@ -140,10 +140,10 @@ _RATIOS = (
            description="Total variation distance between the policies, by importance weights.", harm="higher"),
     Metric(name="mult_prob_error", title="Multiplicative error", unit="ratio", family="ratios",
            formula=r"\mathbb{E}[e^{|d|}]", description="Mean factor by which the two probabilities of a token differ.",
-           harm="higher", healthy="1.01 to 1.04 in NeMo-RL's examples; it warns above 1.05"),
+           harm="higher", healthy="below 1.05 (where NeMo-RL warns); 1.01 to 1.04 in its examples"),
     Metric(name="prob_diff_abs_mean", title="Mean |Δp|", unit="1", family="ratios",
            formula=r"\mathbb{E}|e^{\pi}-e^{\mu}|", description="Difference of the probabilities themselves: rare tokens hardly count.",
-           harm="higher", healthy="below 0.005; above 0.01 points at the engine's precision (verl's FAQ)"),
+           harm="higher", healthy="below 0.005 for bf16, above 0.01 look at the engine's precision (verl's FAQ)"),
     Metric(name="prob_diff_abs_max", title="Largest |Δp|", unit="1", family="ratios", formula=r"\max|e^{\pi}-e^{\mu}|",
            description="Largest difference of probabilities.", harm="higher"),
     Metric(name="prob_diff_abs_std", title="Std of |Δp|", unit="1", family="ratios",
@@ -154,7 +154,7 @@ _RATIOS = (
            missing_when="no valid tokens, or the probabilities do not vary"),
     Metric(name="outside_2x", title="Tokens off by over 2x", unit="share", family="ratios",
            formula=r"\Pr(|d| > \ln 2)", description="Share of tokens whose ratio is above 2 or below 1/2.", harm="higher",
-           healthy="below 1e-3 for bf16; 3e-3 to 8e-3 in our healthy fp8 recording"),
+           healthy="below 1e-3; 3e-3 to 8e-3 in our healthy fp8 recording"),
     Metric(name="outside_5x", title="Tokens off by over 5x", unit="share", family="ratios",
            formula=r"\Pr(|d| > \ln 5)", description="Share of tokens whose ratio is above 5 or below 1/5.", harm="higher"),
     *(Metric(name=f"log_ratio_q{suffix}", title=f"P{float(q) * 100:g} of d", unit="nats", family="ratios",
@@ -178,7 +178,7 @@ _TAILS = (
              formula=rf"\hat k\ \text{{of the}}\ \lceil\min(0.2N, 3\sqrt N)\rceil\ \text{{largest}}\ {tex}",
              description=f"Tail index of {of}: below 0.5 averages behave, above 0.7 they are unreliable, above 1 their mean "
              "does not exist.", harm="higher", reference=VEHTARI,
-             healthy="below 0.5, usable to 0.7 (Vehtari et al.); a quantised engine can be above 0.7 in its lower tail and healthy",
+             healthy="below 0.5; usable to 0.7 (Vehtari et al.); the lower tail of a quantised engine can be beyond it and healthy",
              missing_when=_KHAT_MISSING)
       for side, of, tex in (("upper", "the ratio", "w"), ("lower", "the inverse ratio", "1/w"))),
     *(Metric(name=f"tail_hill_{side}", title=f"Hill estimator, {side} tail", unit="1", family="tails",
@@ -199,7 +199,7 @@ _TAILS = (
 _ESS = (
     Metric(name="ess_token", title="Effective sample size, tokens", unit="share", family="ess",
            formula=r"(\sum w)^2 / (N \sum w^2)", description="Share of tokens the weighted batch is worth, before any clamping.",
-           harm="lower", healthy="above 0.99 for bf16 at lag 0 (marin's gates: 0.9987 to 0.9990); look into it below 0.95"),
+           harm="lower", healthy="above 0.95; above 0.99 for bf16 at lag 0 (marin's gates: 0.9987 to 0.9990)"),
     Metric(name="ess_sequence", title="Effective sample size, sequences", unit="share", family="ess",
            formula=r"(\sum e^{S})^2 / (n \sum e^{2S})",
            description="The same over whole sequences: falls with length even where tokens are fine.", harm="lower",

@@ -144,8 +144,10 @@ def _apply(row: Alias, key: str, value: float) -> Mapped | Unmapped:
         ours = math.nan
     if math.isnan(ours):
         return Unmapped(key=key, reason=f"{value:g} says nothing about {row.metric}")
-    lost = row.resolution > 0 and abs(value) < row.resolution
-    return Mapped(metric=row.metric, value=ours, key=key, theirs=value, exact=row.exact and not lost, note=row.differs)
+    lost = abs(value) < row.resolution
+    rounded = f"float32: off by over 1 % below {row.resolution:g}" if lost else ""
+    note = "; ".join(words for words in (row.differs, rounded) if words)
+    return Mapped(metric=row.metric, value=ours, key=key, theirs=value, exact=row.exact and not lost, note=note)
 
 
 def _tail_weight(mapped: list[Mapped]) -> list[Mapped]:

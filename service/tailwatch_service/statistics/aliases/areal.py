@@ -30,7 +30,7 @@ AREAL = Tool(
         near("**/behave_imp_weight/max", "ratio_max", pooling=_KEPT, clamp="as rejection_sampling.action says"),
         near("**/behave_imp_weight/min", "ratio_min", pooling=_KEPT, clamp="as rejection_sampling.action says"),
         none("**/behave_approx_kl/*", "an extreme over the tokens that rejection keeps"),
-        near("**/rs_filtered_fraction", "rejected_share", pooling="mean over mini-batches"),
+        near("**/rs_filtered_fraction", "rejected_share", pooling="mean of mini-batch means"),
         near("**/update/new_logp/avg", "train_logprob_mean", note=_UPDATE),
         near(
             "**/update/old_logp/avg", "infer_logprob_mean",

@@ -31,8 +31,8 @@ MS_SWIFT = Tool(
         near("rollout_correction/rollout_log_ppl", "infer_logprob_mean", "negate", pooling=SEQUENCE_MEANS),
         near("rollout_correction/log_ppl_diff", "log_ppl_gap", pooling=RANK_MEANS),
         near("rollout_correction/log_ppl_abs_diff", "log_ppl_gap_abs", pooling=RANK_MEANS),
-        near("rollout_correction/log_ppl_diff_max", "log_ppl_gap_max", pooling="mean of the ranks' maxima"),
-        near("rollout_correction/log_ppl_diff_min", "log_ppl_gap_min", pooling="mean of the ranks' minima"),
+        near("rollout_correction/log_ppl_diff_max", "log_ppl_gap_max", pooling="mean of rank maxima"),
+        near("rollout_correction/log_ppl_diff_min", "log_ppl_gap_min", pooling="mean of rank minima"),
         near(
             "rollout_correction/ppl_ratio", "geometric_ratio_mean", "reciprocal", pooling=RANK_MEANS,
             note="mean of e^-g; one over it is below the mean of e^g by about the variance of g",

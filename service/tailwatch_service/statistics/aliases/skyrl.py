@@ -27,7 +27,7 @@ SKYRL = Tool(
         near("policy/loss_metrics/is_ratio_mean", "ratio_mean", pooling=MICRO_MEANS, clamp="d at ±20"),
         near(
             "policy/loss_metrics/is_ratio_max", "ratio_max", clamp="d at ±20",
-            pooling="mean of the micro-batches' maxima",
+            pooling="mean of micro-batch maxima",
         ),
         none("policy/loss_metrics/is_ratio_min", "0 where a position is masked: the ratio is multiplied by the mask"),
         none("policy/loss_metrics/is_ratio_std", "over the padded matrix, masked positions as 0"),
