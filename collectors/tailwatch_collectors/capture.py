@@ -142,27 +142,33 @@ def _copy(name: str, value: Any, arena: Arena, devices: Devices, taken: list[Buf
         return texts, sum(map(len, texts))
     if isinstance(value, str | int | float):  # a scalar column, `padding`
         return value, 0
-    torch: Any = sys.modules.get("torch")
     bits = False
+    torch: Any = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         value = value.detach()
         if value.device.type == "cuda":
             copied = devices.copy(value, torch)
             return copied, copied.nbytes
-        if value.device.type != "cpu":
-            value = value.cpu()
         bits = value.dtype == torch.bfloat16
-        if bits:
-            value = value.view(torch.int16)
-        elif value.is_floating_point() and value.element_size() == 1:
-            value = value.float()  # fp8: numpy has none
-        value = value.numpy()
+        value = _host_array(name, value, torch)
     array = _array(name, value)
     buffer = arena.take(array.nbytes)
     copied = buffer[: array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(copied, array)
     taken.append(buffer)
     return (BFloat16(copied.view(np.uint16)) if bits else copied), buffer.nbytes
+
+
+def _host_array(name: str, tensor: Any, torch: Any) -> Any:
+    """A tensor as a numpy array over the same memory, where it is the host's; bfloat16 as int16."""
+    try:
+        if tensor.dtype == torch.bfloat16:
+            tensor = tensor.view(torch.int16)
+        elif tensor.is_floating_point() and tensor.element_size() == 1:
+            tensor = tensor.float()  # fp8: numpy has none
+        return tensor.cpu().numpy()
+    except (TypeError, RuntimeError) as error:
+        raise BatchError(FieldError(column=name, reason=f"cannot be read as an array: {error!s:.200}")) from error
 
 
 def _array(name: str, value: Any) -> Any:

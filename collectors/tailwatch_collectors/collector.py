@@ -211,7 +211,7 @@ class Collector:
         if self._gather is None:
             self._hand_over("record", build)
         else:
-            self._record_gathered(build)
+            self._record_gathered(self._gather, build)
 
     def _item(self, taken: Capture) -> BatchItem:
         """A captured batch on its way, in the form that the mode and the budget allow now."""
@@ -222,19 +222,22 @@ class Collector:
             form = "edge"
         return BatchItem(source=taken, form=form, seq=next(self._seq), nbytes=taken.nbytes)
 
-    def _record_gathered(self, build: Callable[[], Item | DropReason | None]) -> None:
+    def _record_gathered(self, gather: Gatherer, build: Callable[[], Item | DropReason | None]) -> None:
         """Hand the batch to rank 0, which hands over everybody's. Waits for the other ranks, as was asked for."""
-        gather = self._gather
-        if gather is None:
-            return
+        began = time.perf_counter()
         own: Batch | None = None
         with self.guard("record"):
             try:
                 item = build()
                 own = item.source.batch() if isinstance(item, BatchItem) and item.source is not None else None
+            except BatchError:
+                self._counters.add("recorded")
+                self._counters.drop("invalid")
+                raise
             finally:
                 # Whatever happened here: the others wait for this rank.
                 found = gather(own)
+                self._meter.blocked(time.perf_counter() - began)
                 if found is None and own is not None:
                     found = [own]
                 self._counters.add("gathered", int(own is not None and not found))

@@ -59,6 +59,11 @@ class _Server(ThreadingHTTPServer):
         """Clients that hang up are part of the tests: no traceback for them."""
 
 
+def _route(path: str) -> str:
+    """The last segment of a path, without its query."""
+    return path.partition("?")[0].rsplit("/", 1)[-1]
+
+
 class FakeService:
     """What the SDK needs of the service, on a free port of 127.0.0.1."""
 
@@ -92,7 +97,7 @@ class FakeService:
 
     def of(self, route: str) -> list[Call]:
         """The calls of one route, in order."""
-        return [call for call in list(self.calls) if call.path.rsplit("/", 1)[-1] == route]
+        return [call for call in list(self.calls) if _route(call.path) == route]
 
     def close(self) -> None:
         self.release.set()
@@ -104,6 +109,8 @@ class FakeService:
         if route == "runs":
             self.runs += 1
             return {"run_id": f"run-{self.runs}", "attempt": 1, **self.answer_more}
+        if route == "summaries":
+            return {"status": "stored", **self.answer_more}
         if route != "batches":
             return {}
         batch = wire.decode(body).batch
@@ -130,7 +137,7 @@ class FakeService:
         return Handler
 
     def _serve(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
-        route = handler.path.rsplit("/", 1)[-1]
+        route = _route(handler.path)
         headers = {name.lower(): value for name, value in handler.headers.items()}
         with self._lock:
             self.calls.append(Call(path=handler.path, headers=headers, body=body))
