@@ -7,11 +7,14 @@ and what an environment wrote have 0.0 and `action_mask` 0. `rollout_log_probs` 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from tailwatch_collectors.adapters import rows
+from tailwatch_collectors.adapters.base import guard, look, named, wanted
+from tailwatch_collectors.adapters.post_import import on_import
 from tailwatch_collectors.adapters.rows import Row
 from tailwatch_collectors.adapters.wrapping import Arguments, Undo, wrap
 
@@ -71,6 +74,29 @@ def attach(trainer: Any, collector: Collector) -> Undo:
         undo_step()
 
     return undo
+
+
+def install() -> None:
+    """Attach to the trainer of this process once OpenRLHF is imported; a Ray `worker_process_setup_hook`.
+
+    Does nothing in processes without a trainer, and where `TAILWATCH_URL` is not set.
+    """
+    on_import("openrlhf.trainer.ppo_trainer", _hook)
+
+
+def _hook(module: Any) -> None:
+    base = module.BasePPOTrainer
+    made = base.__init__
+
+    @functools.wraps(made)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        with guard("openrlhf"):
+            if wanted():
+                run = look(self, "args", "ckpt", "output_dir")
+                attach(self, named("openrlhf", run=run, rank=0, world_size=1))
+
+    base.__init__ = init
 
 
 def _rows(one: Any, group_size: int | None) -> list[Row]:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from tailwatch_collectors.adapters import openrlhf
 from tests.collectors.adapters.handmade import Made, Recorder, assert_equal, sequences
+from tests.collectors.conftest import FakeService
 
 T = 9
 COLUMNS = {"token_ids": "tokens", "advantage": "advantages", "reward": "reward"}
@@ -76,6 +80,35 @@ def test_a_trainer_is_looked_at() -> None:
     assert [record["step"] for record in recorder.records] == [4]
     assert_equal(recorder.records[0], truth, columns=COLUMNS)
     assert recorder.records[0]["prompt_id"] == ["0", "0", "1"]
+
+
+def test_installed_it_attaches_to_every_trainer_made(
+    monkeypatch: pytest.MonkeyPatch, service: FakeService, until: Callable[[Callable[[], object]], None]
+) -> None:
+    monkeypatch.setenv("TAILWATCH_URL", service.url)
+    truth = sequences()
+    module = ModuleType("openrlhf.trainer.ppo_trainer")
+
+    class BasePPOTrainer(Trainer):
+        pass
+
+    module.BasePPOTrainer = BasePPOTrainer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    openrlhf.install()
+    collectors: list[Any] = []
+    monkeypatch.setattr(openrlhf, "attach", lambda trainer, collector: collectors.append((trainer, collector)))
+
+    trainer = BasePPOTrainer([experience(truth, first=0)])
+
+    ((attached, collector),) = collectors
+    assert attached is trainer
+    until(lambda: service.of("runs"))
+    assert service.of("runs")[0].json["project"] == "openrlhf"
+    assert service.of("runs")[0].json["world_size"] == 1
+    collector.close()
+    monkeypatch.delenv("TAILWATCH_URL")
+    BasePPOTrainer([])
+    assert len(collectors) == 1
 
 
 def test_without_rollout_log_probs_nothing_is_recorded() -> None:
