@@ -29,7 +29,20 @@ from tailwatch_collectors.types import BatchMeta
 from tailwatch_dashboards.template import template
 from tailwatch_service import exposition, problems
 from tailwatch_service.alerts.desk import Desk
-from tailwatch_service.api import alerts, docs, health, live, pages, registry, runs, series, session, steps, whatif
+from tailwatch_service.api import (
+    alerts,
+    docs,
+    health,
+    live,
+    pages,
+    registry,
+    runs,
+    series,
+    session,
+    steps,
+    translate,
+    whatif,
+)
 from tailwatch_service.closing import Closer
 from tailwatch_service.counters import Counters
 from tailwatch_service.edge import Edge
@@ -96,6 +109,7 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time) ->
         whatif.router,
         live.router,
         registry.router,
+        translate.router,
         alerts.router,
     ):
         app.include_router(router, prefix=API)

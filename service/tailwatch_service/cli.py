@@ -1,4 +1,4 @@
-"""The command line: serve, demo, replay, keys, alerts, and the SDK's tail and import.
+"""The command line: serve, demo, replay, translate, keys, alerts, and the SDK's tail and import.
 
 What is wrong with a setting is said in one line on stderr, with exit code 2. Heavy modules are imported by the
 command that needs them, so that `--help` is quick.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from tailwatch_collectors.cli import add_import, add_tail
 from tailwatch_service.errors import SettingsError, TailwatchServiceError
 from tailwatch_service.settings import KeepTokens, Settings
+from tailwatch_service.translate_cli import add_translate
 from tailwatch_service.types import Scope
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_replay(commands)
     add_tail(commands)
     add_import(commands)
+    add_translate(commands)
     _add_keys(commands)
     _add_alerts(commands)
     return parser

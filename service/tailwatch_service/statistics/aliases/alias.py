@@ -27,12 +27,12 @@ TRANSFORMS: Mapping[Transform, Callable[[float], float]] = {
 
 _SHOWN: Mapping[Transform, str] = {
     "identity": "",
-    "negate": "negated",
-    "half": "twice ours",
-    "double": "half of ours",
-    "reciprocal": "its inverse",
-    "complement": "1 - ours",
-    "log10p1": "10^ours - 1",
+    "negate": "theirs is negated",
+    "half": "theirs is twice ours",
+    "double": "theirs is half of ours",
+    "reciprocal": "theirs is its inverse",
+    "complement": "theirs is 1 - ours",
+    "log10p1": "theirs is 10^ours - 1",
 }
 
 RANK_MEANS = "mean of rank means"
