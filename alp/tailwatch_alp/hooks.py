@@ -159,8 +159,8 @@ class _Hook:
         return _make_inert, ()
 
     def idle(self, module: nn.Module) -> bool:
-        """Whether there is nothing to do and nothing to remember: outside the context, no graph being built. In training
-        mode one may be built without being seen, by reentrant checkpointing."""
+        """Whether there is nothing to do and nothing to remember: outside the context, no graph being built. In
+        training mode one may be built without being seen, by reentrant checkpointing."""
         if self.owner.current is not None:
             return False
         if torch.compiler.is_compiling():

@@ -136,7 +136,8 @@ def select_layers(layers: str | int | Iterable[int], *, count: int) -> tuple[int
         if layers not in words:
             raise LayersNotFoundError(f"layers={layers!r}: expected one of {', '.join(words)}, or layer numbers")
         return tuple(words[layers])
-    numbers = [_number(layer, count=count) for layer in ([layers] if isinstance(layers, int) else layers)]
+    listed = layers if isinstance(layers, Iterable) else [layers]
+    numbers = [_number(layer, count=count) for layer in listed]
     if not numbers:
         raise LayerRangeError("layers is empty: name at least one, or do not enter the context")
     return tuple(sorted(set(numbers)))
@@ -168,7 +169,9 @@ def _given_stack(model: nn.Module, *, modules: tuple[nn.Module, ...]) -> Stack:
     strangers = [type(module).__name__ for module in modules if id(module) not in known]
     if strangers or not modules:
         raise LayersNotFoundError(f"blocks must be modules of the model: {strangers or 'none given'} are not")
-    return Stack(path="", modules=_distinct(modules), parameters=sum(p.numel() for m in modules for p in m.parameters()))
+    return Stack(
+        path="", modules=_distinct(modules), parameters=sum(p.numel() for m in modules for p in m.parameters())
+    )
 
 
 def _at(model: nn.Module, *, path: str, argument: str) -> nn.Module:

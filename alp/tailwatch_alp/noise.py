@@ -186,8 +186,8 @@ def _chunk_rows(tensor: Tensor) -> int:
 @torch.library.custom_op(
     "tailwatch_alp::perturb",
     mutates_args=(),
-    schema="(Tensor hidden, Tensor coefficient, Tensor key, Tensor? token_index, bool relative, int meter, int layer)"
-    " -> (Tensor, Tensor)",
+    schema="(Tensor hidden, Tensor coefficient, Tensor key, Tensor? token_index, bool relative, SymInt meter,"
+    " SymInt layer) -> (Tensor, Tensor)",
 )
 def perturb(
     hidden: Tensor,
@@ -253,8 +253,8 @@ def noise_dot(grad: Tensor, rms: Tensor, key: Tensor, token_index: Tensor | None
     for start in range(0, tokens, size):
         rows = slice(start, start + size)
         total += kernel(grad_ND[rows], rms[rows], first_N[rows], second_N[rows])
-    # A trainer skips the step of a batch that overflowed. Sigma's own optimiser does not know of that, and one NaN in its
-    # averages would stay for ever.
+    # A trainer skips the step of a batch that overflowed. Sigma's own optimiser does not know of that, and one NaN in
+    # its averages would stay for ever.
     return total.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -1,8 +1,8 @@
 """Which ranks hold the same tokens: they must draw the same noise, all others their own.
 
 Data-parallel ranks (DDP, FSDP) have tokens of their own. Tensor-parallel ranks compute on copies of one hidden state:
-with different noise on the copies the partial products of a layer would no longer belong together. Where the weights are
-DTensors their mesh says which is which; where they are not (Megatron), the caller has to.
+with different noise on the copies the partial products of a layer would no longer belong together. Where the weights
+are DTensors their mesh says which is which; where they are not (Megatron), the caller has to.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class Scale:
     def project(self) -> None:
         """Bring a learned sigma back between its bounds. Queued on the device; waits for nothing."""
         if self.learnable:
-            # Through .data: graphs that wait for their backward hold this tensor, and within the bounds nothing changes.
+            # Through .data: graphs that wait for their backward hold this tensor, and within bounds nothing changes.
             self.log_sigma_L.data.clamp_(math.log(self.bounds[0]), math.log(self.bounds[1]))
 
     def parameter_group(self, *, lr: float) -> dict[str, Any]:

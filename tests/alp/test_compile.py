@@ -11,7 +11,8 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from tailwatch_alp import Perturbation
-from tests.alp.models import Plain, build, tokens
+from tailwatch_alp.sharpness import noise_sharpness
+from tests.alp.models import Plain, build, chosen_logprobs, tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 IDS = tokens(2, 9)
@@ -71,6 +72,43 @@ def test_changes_at_run_time_are_not_traced_again() -> None:
         assert counter.frame_count == traced
         assert torch.equal(results[-1], outputs(model, perturbation, antithetic=True))
     assert len({result.sum().item() for result in results}) == len(results)
+
+
+def test_a_probe_of_a_compiled_model_is_not_traced_again() -> None:
+    model = build("plain")
+    perturbation = Perturbation(model, sigma=0.1)
+    counter = CompileCounter()
+    compiled: Any = torch.compile(model, backend=counter, fullgraph=True)
+    with torch.no_grad():
+        compiled(IDS)
+        outputs(compiled, perturbation)
+        traced = counter.frame_count
+        reports = [
+            noise_sharpness(
+                perturbation,
+                lambda probed=probed: chosen_logprobs(probed(IDS), IDS),  # type: ignore[misc]
+                mask_BT=torch.ones(2, 8, dtype=torch.bool),
+                step=0,
+                pairs=4,
+            )
+            for probed in (compiled, model)
+        ]
+    assert counter.frame_count == traced
+    assert reports[0].layers == reports[1].layers
+
+
+@pytest.mark.slow
+def test_a_learned_sigma_survives_the_next_context_before_its_backward() -> None:
+    model = Plain(layers=1)
+    perturbation = Perturbation(model, sigma=0.1, learnable=True)
+    results: list[Tensor | None] = []
+    compiled: Any = torch.compile(model)  # saves log sigma itself for backward
+    for run in (compiled, model):
+        perturbation.scale.log_sigma_L.grad = None
+        losses = [outputs(run, perturbation, micro_batch=n).square().mean() for n in range(2)]
+        torch.autograd.backward(losses)
+        results.append(perturbation.scale.log_sigma_L.grad)
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
 
 def test_blocks_compiled_one_by_one_do_not_trace_once_per_layer() -> None:

@@ -29,6 +29,20 @@ def test_the_ends_of_a_known_spectrum() -> None:
     assert found.products == 40
 
 
+@pytest.mark.parametrize("unit", [1e-15, 1e15])
+def test_the_unit_of_the_loss_does_not_matter(unit: float) -> None:
+    matrix = symmetric(60)
+    expected = extreme_eigenvalues(lambda v: matrix @ v, 60)
+    found = extreme_eigenvalues(lambda v: unit * (matrix @ v), 60)
+    assert found.largest / unit == pytest.approx(expected.largest)
+    assert found.products == expected.products
+
+
+def test_nothing_has_no_curvature() -> None:
+    found = extreme_eigenvalues(lambda v: 0 * v, 5)
+    assert (found.largest, found.smallest, found.residual, found.products) == (0.0, 0.0, 0.0, 1)
+
+
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_the_residual_bounds_the_error(steps: int) -> None:
     matrix = symmetric(60)

@@ -57,6 +57,28 @@ def test_fully_sharded_ranks(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert zero["noisy"] != one["noisy"]
 
 
+def test_checkpointing_of_sharded_blocks_that_cast_their_input(tmp_path_factory: pytest.TempPathFactory) -> None:
+    for answer in play("sharded_precision", tmp_path_factory.mktemp("precision")):
+        assert answer["same_output"]
+        assert answer["same_gradients"]
+
+
+def test_tensor_parallel_ranks_share_their_noise(tmp_path_factory: pytest.TempPathFactory) -> None:
+    zero, one = play("tensor_parallel", tmp_path_factory.mktemp("tensor"))
+    assert zero == one
+    for answer in zero.values():
+        assert answer["data_rank"] == 0
+        assert answer["error"] < 1e-5 < answer["moved"]
+        assert answer["gradient_error"] < 1e-6
+
+
+def test_ranks_are_asked_for_when_there_are_some(tmp_path_factory: pytest.TempPathFactory) -> None:
+    zero, one = play("late", tmp_path_factory.mktemp("late"))
+    assert (zero["alone"], one["alone"]) == (0, 0)
+    assert (zero["together"], one["together"]) == (0, 1)
+    assert zero["noisy"] != one["noisy"]
+
+
 def test_both_ranks_switch_at_the_same_steps(tmp_path_factory: pytest.TempPathFactory) -> None:
     zero, one = play("switching", tmp_path_factory.mktemp("switching"))
     assert zero["history"] == one["history"]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tailwatch_alp import Perturbation
-from tailwatch_alp.errors import RecomputeError
+from tailwatch_alp.errors import HiddenStateError, RecomputeError
+from tailwatch_alp.hooks import Ledger, check_hidden
 from tailwatch_alp.noise import perturb
 from tests.alp.models import Plain, hugging_face, tokens
 
@@ -96,11 +97,12 @@ def test_gradients_are_those_without_checkpointing(play: Any, use_reentrant: boo
         torch.testing.assert_close(with_checkpoint, without, rtol=1e-5, atol=1e-7)
 
 
-def test_a_clean_and_a_noisy_forward_in_one_backward() -> None:
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_clean_and_a_noisy_forward_in_one_backward(use_reentrant: bool) -> None:
     for with_checkpoint, without in zip(
-        gradients(False, clean_and_noisy), gradients(None, clean_and_noisy), strict=True
+        gradients(use_reentrant, clean_and_noisy), gradients(None, clean_and_noisy), strict=True
     ):
-        assert torch.equal(with_checkpoint, without)
+        torch.testing.assert_close(with_checkpoint, without, rtol=1e-5, atol=1e-7)
 
 
 @contextmanager
@@ -176,24 +178,56 @@ def test_the_same_embeddings_after_backward_are_fine() -> None:
             x.sum().backward()
 
 
-def test_inputs_offloaded_between_forward_and_recompute() -> None:
-    results = []
-    for offload in (True, False):
-        torch.manual_seed(0)
-        model = Checkpointed()
-        perturbation = Perturbation(model, sigma=0.2)
-        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t.clone())
+def moved() -> Any:
+    """Saved tensors come back as copies, as offloading makes them."""
+    return torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t.clone())
+
+
+def after_a_clean_one_without_graph(model: Checkpointed, perturbation: Perturbation) -> None:
+    with perturbation.active(step=0):
+        loss = model(tokens(2, 9)).square().mean()
+    with torch.no_grad():
+        model(tokens(2, 9))  # the same weights without noise, for the record
+    loss.backward()
+
+
+def one_after_another(model: Checkpointed, perturbation: Perturbation) -> None:
+    for micro_batch in range(3):
+        with perturbation.active(step=0, micro_batch=micro_batch):
+            loss = model(tokens(2, 9)).square().mean()
+        loss.backward()
+        with torch.no_grad():
+            model(tokens(2, 9))
+    model(tokens(2, 9)).square().mean().backward()  # the noise is off from here on
+
+
+@pytest.mark.parametrize("play", [inside, after, after_a_clean_one_without_graph, one_after_another])
+def test_inputs_moved_between_forward_and_recompute(play: Any) -> None:
+    with moved():
+        with_checkpoint = gradients(False, play)
+    for a, b in zip(with_checkpoint, gradients(None, play), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("play", [clean_and_noisy, interleaved, two_in_one])
+def test_moved_inputs_of_several_forwards_are_refused_and_not_guessed(play: Any) -> None:
+    with moved(), pytest.raises(RecomputeError, match=r"recomputes layer \d .*call backward after each"):
+        gradients(False, play)
+
+
+def test_a_probe_is_not_mistaken_for_a_forward_that_waits() -> None:
+    def probed(model: Checkpointed, perturbation: Perturbation) -> None:
         with perturbation.active(step=0):
-            if offload:
-                with hooks:
-                    loss = model(tokens(2, 9)).square().mean()
-            else:
-                loss = model(tokens(2, 9)).square().mean()
-            loss.backward()
-        results.append([parameter.grad for parameter in model.parameters()])
-    for a, b in zip(*results, strict=True):
-        assert a is not None
-        assert torch.equal(a, b)
+            loss = model(tokens(2, 9)).square().mean()
+        for step in range(2):
+            with perturbation.probing(sigma=0.1, layers=[0]), perturbation.active(step=step), torch.no_grad():
+                model(tokens(2, 9))
+        loss.backward()
+
+    with moved():
+        with_checkpoint = gradients(False, probed)
+    for a, b in zip(with_checkpoint, gradients(None, probed), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_the_ledger_forgets_what_no_longer_exists() -> None:
@@ -204,10 +238,39 @@ def test_the_ledger_forgets_what_no_longer_exists() -> None:
             model(tokens(2, 9)).sum().backward()
     perturbation.ledger.prune()
     assert len(perturbation.ledger) == 0
+    model.eval()
     with torch.no_grad():
         for _ in range(5):
             model(tokens(1, 1))
     assert len(perturbation.ledger) == 0  # generation leaves no trace
+    model.train()
+    with torch.inference_mode():
+        model(tokens(1, 1))
+    assert len(perturbation.ledger) == 0
+
+
+def test_a_full_ledger_is_not_searched_at_every_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tailwatch_alp.hooks._LEDGER_LIMIT", 8)
+    ledger, pruned = Ledger(), 0
+    prune = ledger.prune
+
+    def count() -> None:
+        nonlocal pruned
+        pruned += 1
+        prune()
+
+    monkeypatch.setattr(ledger, "prune", count)
+    alive = [torch.zeros(1) for _ in range(1000)]
+    for hidden in alive:
+        ledger.remember(0, hidden, given=None)
+    assert len(ledger) == 1000
+    assert pruned < 12
+
+
+def test_a_nested_tensor_is_refused() -> None:
+    nested = torch.nested.nested_tensor([torch.randn(3, 8), torch.randn(2, 8)], layout=torch.jagged)
+    with pytest.raises(HiddenStateError, match="packed into one row"):
+        check_hidden(nested, module=nn.Linear(8, 8))
 
 
 def test_backward_keeps_no_activation_for_the_noise() -> None:

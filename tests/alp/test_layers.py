@@ -33,6 +33,23 @@ def test_experts_inside_a_layer_are_no_stack() -> None:
     assert [stack.path for stack in candidates(model)] == ["blocks"]
 
 
+def test_a_model_that_is_its_own_stack() -> None:
+    experts = nn.ModuleDict({"experts": nn.ModuleList(Block(8) for _ in range(4))})
+    model = nn.Sequential(experts)
+    assert [stack.path for stack in candidates(model)] == [""]
+
+
+def test_a_layer_that_stands_there_twice_is_one() -> None:
+    model = Plain(layers=1)
+    model.blocks = nn.ModuleList([model.blocks[0]] * 3)
+    for stack in (
+        find_layers(model),
+        find_layers(model, blocks="blocks"),
+        find_layers(model, blocks=list(model.blocks)),
+    ):
+        assert stack.modules == (model.blocks[0],)
+
+
 def test_a_model_without_layers_is_refused_with_its_parts() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     with pytest.raises(LayersNotFoundError, match=r"0 \(Linear\), 1 \(ReLU\).*blocks="):

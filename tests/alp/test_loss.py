@@ -109,6 +109,17 @@ def test_what_stands_outside_the_mask_does_not_matter(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_gradient_goes_into_the_denominator(name: str) -> None:
+    batch = inputs()
+    assert batch.old_logprobs_BT is not None
+    for denominator in (batch.old_logprobs_BT, batch.infer_logprobs_BT):
+        denominator.requires_grad_()
+    torch.autograd.backward(OBJECTIVES[name](batch).loss)
+    assert batch.old_logprobs_BT.grad is None
+    assert batch.infer_logprobs_BT.grad is None
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_advantages_per_token_or_per_sequence(name: str) -> None:
     batch = inputs()
     spread = dataclasses.replace(batch, advantages=batch.advantages[:, None].expand(3, WIDTH))

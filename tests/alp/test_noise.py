@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tailwatch_alp import reference
 from tailwatch_alp.errors import KeyRangeError
-from tailwatch_alp.noise import draw, perturb, stream_keys
+from tailwatch_alp.noise import _dot_rows, _perturb_rows, draw, noise_dot, perturb, stream_keys, token_keys
 
 
 def keys(**changes: int) -> Tensor:
@@ -131,6 +132,9 @@ def test_a_coefficient_of_zero_leaves_every_bit() -> None:
     out = added(hidden, sigma=0.0)
     assert torch.equal(out.view(torch.int32), hidden.view(torch.int32))
     assert out.data_ptr() != hidden.data_ptr()
+    turned = torch.randn(2, 4, 3).transpose(1, 2)  # a compiler was told that the answer is contiguous
+    assert added(turned, sigma=0.0).is_contiguous()
+    assert torch.equal(added(turned, sigma=0.0), turned)
 
 
 def test_gradients_of_state_and_coefficient() -> None:
@@ -147,9 +151,64 @@ def test_gradients_of_state_and_coefficient() -> None:
     torch.testing.assert_close(coefficient.grad, (weight * rms * z).sum())
 
 
-def test_torch_accepts_the_operator() -> None:
-    arguments = (torch.randn(3, 4, requires_grad=True), torch.tensor(0.2, requires_grad=True), keys()[0], None)
+@pytest.mark.parametrize("sigma", [0.2, 0.0])
+def test_torch_accepts_the_operator(sigma: float) -> None:
+    hidden = torch.randn(2, 4, 3).transpose(1, 2).requires_grad_()
+    arguments = (hidden, torch.tensor(sigma, requires_grad=True), keys()[0], None)
     torch.library.opcheck(perturb, (*arguments, True, 0, 0))
+
+
+def test_the_gradient_of_sigma_is_not_rounded_by_autocast() -> None:
+    grad, rms, key = torch.randn(40, 64), torch.rand(40), keys()[0]
+    expected = noise_dot(grad, rms, key, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(noise_dot(grad, rms, key, None), expected)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_batch_that_overflowed_does_not_move_sigma(wrong: float) -> None:
+    grad = torch.randn(4, 8)
+    grad[1, 2] = wrong
+    assert noise_dot(grad, torch.ones(4), keys()[0], None).item() == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_the_fused_kernel_of_accelerators_draws_the_same_normals_and_stores_none() -> None:
+    """Compiled for the CPU here: what is traced is the same, and the code shows which buffers it makes."""
+    from torch._inductor.utils import run_and_get_code
+
+    torch._dynamo.reset()
+    hidden, rms, coefficient = torch.randn(40, 33), torch.rand(40), torch.tensor(0.1)
+    first_N, second_N = token_keys(keys()[0], index_N=torch.arange(40))
+    cases: list[tuple[Any, tuple[Any, ...], int]] = [
+        (_perturb_rows, (hidden, coefficient, first_N, second_N, True), 1),  # the answer
+        (_dot_rows, (hidden, rms, first_N, second_N), 0),
+    ]
+    for function, arguments, buffers in cases:
+        compiled: Any = torch.compile(function, dynamic=True, fullgraph=True)
+        result, code = run_and_get_code(compiled, *arguments)
+        torch.testing.assert_close(result, function(*arguments), rtol=1e-5, atol=1e-5)
+        made = re.findall(r"= empty_strided_cpu\(\((.*?)\), \(", "".join(code))
+        assert len(made) >= 1
+        assert sum("," in sizes.rstrip(", ") for sizes in made) == buffers, made
+
+
+@pytest.mark.parametrize("index", [torch.tensor([3]), torch.arange(20), torch.rand(10)])
+def test_token_numbers_that_do_not_fit(index: Tensor) -> None:
+    # One number for all tokens would broadcast: every token the same noise.
+    with pytest.raises(KeyRangeError, match="for 10 tokens: expected one integer per token"):
+        added(torch.randn(2, 5, 8), token_index=index)
+
+
+def test_an_empty_micro_batch() -> None:
+    assert added(torch.randn(0, 8)).shape == (0, 8)
+
+
+@pytest.mark.parametrize("step", [1.5, "3", None])
+def test_a_key_that_is_no_integer(step: Any) -> None:
+    with pytest.raises(KeyRangeError, match=r"step=.*expected an integer"):
+        keys(step=step)
 
 
 @pytest.mark.parametrize("field", ["seed", "step", "micro_batch", "forward", "data_rank"])

@@ -23,7 +23,8 @@ from tailwatch_alp.errors import (
     NoEffectError,
     ScaleError,
 )
-from tests.alp.models import ARCHITECTURES, LAYERS, WIDTH, Block, Plain, build, hugging_face, tokens
+from tailwatch_alp.noise import draw, stream_keys
+from tests.alp.models import ARCHITECTURES, LAYERS, VOCABULARY, WIDTH, Block, Plain, build, hugging_face, tokens
 
 EVERY_MODEL = [*ARCHITECTURES, "plain", "encoder"]
 
@@ -191,6 +192,56 @@ def test_antithetic_pairs_mirror_each_other() -> None:
     assert not torch.equal(plus, clean)
 
 
+def test_the_gradients_are_those_of_the_formula_written_out() -> None:
+    """Autograd through h + exp(log sigma) RMS(h) z, with the RMS held constant, against the operator."""
+
+    class Written(Plain):
+        """The formula in the model itself, with the normals the operator draws."""
+
+        log_sigma: list[Tensor]
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.token(ids)
+            keys_L2 = stream_keys(seed=3, step=4, micro_batch=5, forward=0, data_rank=0, layers=LAYERS)
+            for layer, block in enumerate(self.blocks):
+                z = draw(keys_L2[layer], tokens=ids.numel(), features=WIDTH).view_as(x)
+                rms = x.detach().square().mean(-1, keepdim=True).sqrt()
+                x = block(x + self.log_sigma[layer].exp() * rms * z)
+            return self.head(x)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    written = Written().double()
+    model = Plain().double()
+    model.load_state_dict(written.state_dict())
+    perturbation = Perturbation(model, sigma=(0.1, 0.2, 0.3), seed=3, learnable=True)
+    written.log_sigma = [value.double().requires_grad_() for value in perturbation.scale.log_sigma_L.detach().clone()]
+    ids = tokens(2, 9)
+    with perturbation.active(step=4, micro_batch=5):
+        out = model(ids)
+    torch.testing.assert_close(out, written(ids), rtol=1e-6, atol=1e-6)
+    for result in (out, written(ids)):
+        torch.autograd.backward(result.log_softmax(-1)[..., 7].square().mean())
+    for a, b in zip(model.parameters(), written.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-8)
+    expected = torch.stack([value.grad for value in written.log_sigma if value.grad is not None])
+    assert perturbation.scale.log_sigma_L.grad is not None
+    torch.testing.assert_close(perturbation.scale.log_sigma_L.grad.double(), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_noise_on_the_logits_is_not_that_of_the_first_layer() -> None:
+    model, ids = Plain(width=VOCABULARY), tokens(4, 30)
+    hidden, logits = Perturbation(model, sigma=0.1), Perturbation(model, sigma=0.1, site="logits")
+    drawn = []
+    for perturbation in (hidden, logits):
+        with perturbation.active(step=0):
+            assert perturbation.current is not None
+            drawn.append(draw(perturbation.current.keys_L2[0], tokens=120, features=VOCABULARY))
+            model(ids)
+    for power in (1, 2):
+        both = torch.stack([z.pow(power).flatten() for z in drawn])
+        assert abs(torch.corrcoef(both)[0, 1].item()) < 4.5 / both.shape[1] ** 0.5
+
+
 def test_a_resumed_run_has_the_same_noise(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("resume") / "alp.pt"
     ids = tokens(2, 9)
@@ -214,6 +265,19 @@ def test_a_state_of_another_model_is_refused() -> None:
         perturbation.load_state_dict(state)
     with pytest.raises(ActivationError, match="relative=True"):
         Perturbation(Plain(layers=2), sigma=0.1, relative=False).load_state_dict(state)
+    with pytest.raises(ActivationError, match="version=None"):
+        perturbation.load_state_dict({})
+
+
+def test_a_learned_sigma_that_was_loaded_is_proven_again() -> None:
+    weak = Perturbation(Plain(), sigma=1e-6, bounds=(1e-9, 1.0), learnable=True)
+    model = Plain().to(torch.bfloat16)
+    perturbation = Perturbation(model, sigma=0.1, bounds=(1e-9, 1.0), learnable=True)
+    with perturbation.active(step=0):
+        model(tokens(4, 20))
+    perturbation.load_state_dict(weak.state_dict())
+    with pytest.raises(NoEffectError), perturbation.active(step=1):
+        model(tokens(4, 20))
 
 
 @pytest.mark.parametrize("layers", ["all", "early", "middle", "late", [0, 2], range(1, 3), 1])
@@ -298,6 +362,21 @@ def test_packed_input_of_a_hugging_face_model() -> None:
     assert not torch.equal(model(ids, position_ids=positions, use_cache=False).logits, first)
 
 
+def test_a_layer_that_stands_several_times_in_the_stack_gets_one_noise_per_pass() -> None:
+    model = Plain(layers=1)
+    model.blocks = nn.ModuleList([model.blocks[0]] * 3)
+    perturbation = Perturbation(model, sigma=0.2)
+    inputs: list[Tensor] = []
+    model.blocks[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach()))
+    with perturbation.active(step=0):
+        model(tokens(8, 40))
+    clean = [model.token(tokens(8, 40)), *(model.blocks[0](x) for x in tuple(inputs))]
+    unit = [x.detach().square().mean(-1, keepdim=True).sqrt() for x in clean]
+    noises = [(a - b.detach()) / c for a, b, c in zip(inputs[:3], clean[:3], unit[:3], strict=True)]
+    assert [noise.std().item() for noise in noises] == pytest.approx([0.2] * 3, rel=0.05)
+    assert not torch.allclose(noises[0], noises[1])
+
+
 def test_a_hidden_state_given_by_name_is_found() -> None:
     class Named(Plain):
         def forward(self, tokens: Tensor) -> Tensor:
@@ -328,6 +407,20 @@ def test_layers_out_of_range_leave_the_model_untouched() -> None:
     with pytest.raises(LayerRangeError, match="layer 3: the model has layers 0 to 2"):
         Perturbation(model, sigma=0.1, layers=[3])
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("layers", [[1.5], ["first"], None])
+def test_layers_that_are_no_numbers(layers: object) -> None:
+    with pytest.raises(LayerRangeError, match="is no number"):
+        Perturbation(Plain(), sigma=0.1, layers=layers)  # type: ignore[arg-type]
+
+
+def test_a_probe_that_cannot_be_made_changes_nothing() -> None:
+    perturbation = Perturbation(Plain(), sigma=0.1, layers=[1])
+    with pytest.raises(LayerRangeError), perturbation.probing(sigma=0.2, layers=[9]):
+        pass
+    assert perturbation.sigma == (0.1,) * 3
+    assert perturbation.layers == (1,)
 
 
 def test_an_unknown_site() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -38,6 +40,17 @@ def test_setting_from_outside_is_all_or_nothing() -> None:
         with pytest.raises(ScaleError):
             scale.set(wrong)
     assert scale.values == (0.1, 0.2, 0.3)
+
+
+@pytest.mark.parametrize("sigma", [np.float32(0.125), torch.tensor(0.125), np.float64(0.125), 0.125, (0.125, 0.125)])
+def test_numbers_of_any_kind(sigma: Any) -> None:
+    assert Scale(sigma, count=2).values == (0.125, 0.125)
+
+
+@pytest.mark.parametrize("sigma", ["0.1", None, {}, object()])
+def test_what_is_no_number(sigma: Any) -> None:
+    with pytest.raises(ScaleError, match=r"sigma=.*expected a number"):
+        Scale(sigma, count=2)
 
 
 @pytest.mark.parametrize(("relative", "layers"), [(False, [0, 1, 2]), (True, [2])])

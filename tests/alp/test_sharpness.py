@@ -20,7 +20,7 @@ from tailwatch_alp.sharpness import (
     noise_sharpness,
     score_norm,
 )
-from tests.alp.models import Plain, build, chosen_logprobs, tokens
+from tests.alp.models import Plain, build, chosen_logprobs, hugging_face, tokens
 
 IDS = tokens(4, 8)
 
@@ -60,6 +60,26 @@ def test_noise_and_gradients_agree_with_the_exact_norm(relative: bool) -> None:
             assert entry.samples == 40
             assert 0 < entry.standard_error < 0.25 * expected
             assert abs(entry.value - expected) < 4 * entry.standard_error
+
+
+def test_checkpointing_does_not_change_the_gradients() -> None:
+    reports = []
+    for checkpointing in (True, False):
+        torch.manual_seed(0)
+        model = hugging_face("qwen2").train()
+        if checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        perturbation = Perturbation(model, sigma=0.1)
+        reports.append(
+            gradient_sharpness(
+                perturbation,
+                lambda model=model: chosen_logprobs(model(IDS, use_cache=False).logits, IDS),  # type: ignore[misc]
+                mask_BT=torch.ones(4, 7, dtype=torch.bool),
+                draws=3,
+            )
+        )
+    assert [entry.value for entry in reports[0].layers] == pytest.approx([entry.value for entry in reports[1].layers])
 
 
 def test_one_token_per_sequence_needs_one_backward() -> None:

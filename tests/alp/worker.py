@@ -99,6 +99,89 @@ def fsdp(rank: int) -> dict[str, Any]:
     return answer
 
 
+def sharded_precision(rank: int) -> dict[str, Any]:
+    """fully_shard in bfloat16 around blocks whose residual stream is float32: a block's input is cast anew for its
+    checkpoint's recompute. With and without checkpointing the gradients must be the same."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.utils.checkpoint import checkpoint
+
+    class Wide(Plain):
+        checkpointed = False
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            x = self.token(tokens).float()
+            for block in self.blocks:
+                x = checkpoint(block, x, use_reentrant=False) if self.checkpointed else block(x)
+                x = x.float()
+            return self.head(x.to(self.head.weight.dtype))  # type: ignore[no-any-return]
+
+    gradients, outputs = [], []
+    for checkpointed in (True, False):
+        torch.manual_seed(0)
+        model = Wide()
+        model.checkpointed = checkpointed
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        for block in model.blocks:
+            fully_shard(block, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
+        perturbation = Perturbation(model, sigma=0.3)
+        with perturbation.active(step=3):
+            out = model(tokens(2, 9, seed=rank))
+        out.float().square().mean().backward()  # after the context: what was given must be remembered
+        outputs.append(out.detach())
+        gradients.append([p.grad.full_tensor() for p in model.parameters()])  # type: ignore[union-attr]
+    same = all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    return {"same_output": torch.equal(*outputs), "same_gradients": same}
+
+
+def tensor_parallel(rank: int) -> dict[str, Any]:
+    """The MLPs split over both ranks: one noise on both copies of the hidden state, and the whole model's result."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    ids, answer = tokens(2, 9), {}
+    single = plain()
+    whole = Perturbation(single, sigma=0.2, data_rank=0)
+    clean = single(ids)
+    with whole.active(step=3):
+        expected = single(ids)
+    expected.square().mean().backward()
+    for named in (True, False):
+        model = plain()
+        mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",) if named else None)
+        for block in model.blocks:
+            parallelize_module(block.get_submodule("mlp"), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        perturbation = Perturbation(model, sigma=0.2)
+        torch.testing.assert_close(model(ids), clean, rtol=1e-5, atol=1e-6)
+        with perturbation.active(step=3):
+            out = model(ids)
+        out.square().mean().backward()
+        errors = []
+        for a, b in zip(model.parameters(), single.parameters(), strict=True):
+            assert a.grad is not None
+            assert b.grad is not None
+            full: Tensor = a.grad.full_tensor() if hasattr(a.grad, "full_tensor") else a.grad
+            errors.append((full - b.grad).abs().max().item())
+        answer["named" if named else "unnamed"] = {
+            "data_rank": perturbation.data_rank,
+            "noisy": digest(out),
+            "error": (out - expected).abs().max().item(),
+            "gradient_error": max(errors),
+            "moved": (expected - clean).abs().max().item(),
+        }
+    return answer
+
+
+def late(rank: int) -> dict[str, Any]:
+    """The Perturbation is made before the process group: the ranks must have noise of their own all the same."""
+    model = plain()
+    perturbation = Perturbation(model, sigma=0.1)
+    alone = perturbation.data_rank
+    dist.init_process_group("gloo")
+    with perturbation.active(step=3), torch.no_grad():
+        return {"alone": alone, "together": perturbation.data_rank, "noisy": digest(model(tokens(2, 9)))}
+
+
 def switching(rank: int) -> dict[str, Any]:
     """Only rank 0 hears the service, and at odd times; both switch at the same steps. Rank 1 alone loses its noise."""
     model = plain().to(torch.bfloat16)
@@ -127,14 +210,17 @@ def switching(rank: int) -> dict[str, Any]:
     return {"history": history, "refused": actuator.refused}
 
 
-SCENARIOS: dict[str, Callable[[int], dict[str, Any]]] = {"ddp": ddp, "fsdp": fsdp, "switching": switching}
+SCENARIOS: dict[str, Callable[[int], dict[str, Any]]] = {
+    scenario.__name__: scenario for scenario in (ddp, fsdp, sharded_precision, tensor_parallel, late, switching)
+}
 
 
 def main() -> None:
     """Run one scenario on this rank and write what it found to the directory given."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    rank = int(os.environ["RANK"])
+    if sys.argv[1] != "late":
+        dist.init_process_group("gloo")
     answer = SCENARIOS[sys.argv[1]](rank)
     (Path(sys.argv[2]) / f"{rank}.json").write_text(json.dumps(answer))
     dist.barrier()
