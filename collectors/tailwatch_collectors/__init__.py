@@ -12,12 +12,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tailwatch_collectors.errors import BatchError, ConfigurationError, TailwatchError, WireError
+from tailwatch_collectors.errors import BatchError, ConfigurationError, ReadError, TailwatchError, WireError
 from tailwatch_collectors.types import BatchMeta
 
 if TYPE_CHECKING:
     from tailwatch_collectors.batch import Batch
     from tailwatch_collectors.collector import Collector, connect
+    from tailwatch_collectors.reader import read
 
 __version__ = "0.1.0"
 
@@ -27,16 +28,20 @@ __all__ = [
     "BatchMeta",
     "Collector",
     "ConfigurationError",
+    "ReadError",
     "TailwatchError",
     "WireError",
     "__version__",
     "connect",
+    "read",
 ]
 
-_LATER = {"Batch": "batch", "Collector": "collector", "connect": "collector"}
+_LATER = {"Batch": "batch", "Collector": "collector", "connect": "collector", "read": "reader"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "adapters":  # `tailwatch.adapters.trl.attach(trainer)`, and none of it loaded before
+        return import_module(f"{__name__}.adapters")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -3,6 +3,7 @@
 TailwatchError
 ├── ConfigurationError (ValueError)   raised at `connect`, and only there
 ├── BatchError (ValueError)           arrays that do not form a batch: swallowed and counted in training
+├── ReadError (RuntimeError)          the read client got no answer, or a refusal
 └── WireError (ValueError)            bytes or JSON that do not form a wire record: names row, column, reason
 """
 
@@ -17,6 +18,15 @@ class TailwatchError(Exception):
 
 class ConfigurationError(TailwatchError, ValueError):
     """A setting is missing or wrong. Raised at `connect`, never later."""
+
+
+class ReadError(TailwatchError, RuntimeError):
+    """The service did not answer the read client, or refused; never raised by a collector."""
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """HTTP status; None where there was no answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

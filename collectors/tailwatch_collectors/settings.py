@@ -134,8 +134,8 @@ class Settings:
         return cls(
             project=_required("project", project or environ.get("TAILWATCH_PROJECT")),
             run=_required("run", run or environ.get("TAILWATCH_RUN")),
-            url=_url(url or environ.get("TAILWATCH_URL")),
-            api_key=_api_key(api_key or environ.get("TAILWATCH_API_KEY")),
+            url=checked_url(url or environ.get("TAILWATCH_URL")),
+            api_key=checked_key(api_key or environ.get("TAILWATCH_API_KEY")),
             session=_name("session", session or environ.get("TAILWATCH_SESSION") or None),
             rank=rank,
             world_size=world_size,
@@ -175,7 +175,12 @@ def _required(name: str, value: Any) -> str:
     return found
 
 
-def _url(value: Any) -> str | None:
+def checked_url(value: Any) -> str | None:
+    """The root of a service without a trailing slash; None where none is given.
+
+    Raises:
+        ConfigurationError: it is no such root.
+    """
     if not value:
         return None
     try:
@@ -192,7 +197,12 @@ def _url(value: Any) -> str | None:
     return str(value).rstrip("/")
 
 
-def _api_key(value: Any) -> str | None:
+def checked_key(value: Any) -> str | None:
+    """A bearer key; None where none is given.
+
+    Raises:
+        ConfigurationError: no header can carry it. It is not named.
+    """
     if not value:
         return None
     if not isinstance(value, str) or not all("!" <= character <= "~" for character in value):

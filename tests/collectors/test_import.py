@@ -57,6 +57,13 @@ def test_public_names_are_there() -> None:
     assert set(tailwatch_collectors.__all__) == set(dir(tailwatch_collectors))
 
 
+def test_adapters_are_there_and_not_loaded_before() -> None:
+    code = "import tailwatch_collectors as t; a = t.adapters.trl.attach; import sys"
+
+    assert "tailwatch_collectors.adapters" not in _loaded("import tailwatch_collectors")
+    assert "tailwatch_collectors.adapters.trl" in _loaded(code)
+
+
 def test_unknown_name() -> None:
     with pytest.raises(AttributeError, match="nothing_of_ours"):
         tailwatch_collectors.nothing_of_ours  # noqa: B018  # the access is what is tested
