@@ -1,6 +1,7 @@
 """Adapters: one thin module per framework around the same collector.
 
-    tailwatch_collectors.adapters.trl.attach(trainer)
+    import tailwatch_collectors as tailwatch
+    tailwatch.adapters.trl.attach(trainer)
 
 Each has a pure function that turns what the framework holds into keywords of `Collector.record`, and a thin hook
 that calls it. Nothing here imports a framework, and no adapter is loaded before it is named.
@@ -13,7 +14,6 @@ from typing import Any
 
 __all__ = [
     "areal",
-    "loop",
     "ms_swift",
     "nemo_rl",
     "open_instruct",

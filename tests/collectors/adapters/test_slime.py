@@ -19,8 +19,8 @@ from tests.collectors.adapters.streams import arrived, created, point_at
 if TYPE_CHECKING:
     from tests.collectors.conftest import FakeService
 
-# Two samples of this rank: a prompt of two tokens and a response with a tool's token in it; one without a prompt.
-TOKENS = [[1, 2, 11, 12, 13, 14], [21, 22]]
+# Two samples of this rank: prompts of two tokens and one; the first response has a tool's token in it.
+TOKENS = [[1, 2, 11, 12, 13, 14], [9, 21, 22]]
 RESPONSES = (4, 2)
 MASKS = [[1, 1, 0, 1], [1, 1]]
 ROLLOUT = [[-1.0, -2.0, 0.0, -3.0], [-0.5, -0.25]]
@@ -48,7 +48,7 @@ def _data(**more: Any) -> dict[str, Any]:
         "partition": [5, 2],
         "tokens": [torch.tensor(row) for row in TOKENS],
         "response_lengths": list(RESPONSES),
-        "total_lengths": [6, 2],
+        "total_lengths": [6, 3],
         "loss_masks": [torch.tensor(row, dtype=torch.int32) for row in MASKS],
         "rollout_log_probs": [torch.tensor(row) for row in ROLLOUT],
         "log_probs": [torch.tensor(row) for row in TRAIN],
@@ -266,7 +266,7 @@ def test_context_parallel_slices_are_made_whole_by_every_rank(
         data["advantages"] = sliced([[0.5] * 4, [-0.5] * 2], rank)
         slime.rollout_data_postprocess(_args(), 7, data)
         # The same collectives on both ranks; only the first records.
-        assert gathered == [(6, 4), (2, 2)] * 3
+        assert gathered == [(6, 4), (3, 2)] * 3
         gathered.clear()
         assert (slime.late._collector is not None) == (rank == 0)
     (batch,) = arrived(slime.late, service)

@@ -154,9 +154,7 @@ class Proto:
         }
 
     def reject(self) -> None:
-        self.batch["response_mask"] = self.batch["response_mask"] * torch.tensor(
-            [[1, 0, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
-        )
+        self.batch["response_mask"] *= torch.tensor([[1, 0, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
 
 
 def test_a_padded_batch_of_the_legacy_trainers() -> None:
