@@ -513,6 +513,31 @@ def test_integer_states_are_refused_and_the_model_is_clean_again() -> None:
     assert torch.equal(model(ids), clean)
 
 
+def test_sharded_states_are_refused_inside_and_let_through_outside(tmp_path_factory: pytest.TempPathFactory) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    store = tmp_path_factory.mktemp("store") / "file"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    try:
+        model = Plain(layers=1)
+        perturbation = Perturbation(model, sigma=0.1)
+        mesh = init_device_mesh("cpu", (1,))
+        hidden = distribute_tensor(torch.randn(2, 9, WIDTH), mesh)
+
+        class Local(Block):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x.to_local() if isinstance(x, DTensor) else x)
+
+        model.blocks[0].__class__ = Local
+        clean = model.blocks[0](hidden)
+        with pytest.raises(HiddenStateError, match="DTensor"), perturbation.active(step=0):
+            model.blocks[0](hidden)
+        assert torch.equal(model.blocks[0](hidden), clean)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_noise_lost_in_rounding_raises_at_the_start() -> None:
     model, ids = Plain().to(torch.bfloat16), tokens(4, 20)
     perturbation = Perturbation(model, sigma=1e-6, bounds=(1e-8, 1.0))

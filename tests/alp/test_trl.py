@@ -148,6 +148,12 @@ def test_a_trainer_without_sampler_log_probs_is_told_what_to_do() -> None:
         over_sampler({"old_per_token_logps": torch.zeros(1, 2)})
 
 
+def test_a_loss_in_a_fused_kernel_is_refused() -> None:
+    trainer = SimpleNamespace(use_liger_kernel=True, compute_liger_loss=lambda: None)
+    with pytest.raises(LossInputError, match="use_liger_kernel=True"):
+        attach(trainer, SimpleNamespace())  # type: ignore[arg-type]
+
+
 def test_evaluation_is_not_perturbed() -> None:
     calls: list[Any] = []
     trainer = SimpleNamespace(

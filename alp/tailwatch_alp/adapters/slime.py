@@ -2,7 +2,7 @@
 
     # my_hooks.py
     from tailwatch_alp.adapters.slime import train_step_hook
-    before_train_step = train_step_hook(sigma=0.1, seed=17, data_rank=..., pipeline_rank=...)
+    before_train_step = train_step_hook(sigma=0.1, seed=17, data_rank=parallel_state.get_data_parallel_rank())
 
 slime calls it with (args, rollout_id, step_id, model, optimizer, scheduler) before each optimiser step, `model` being
 Megatron's list of chunks. At the first call noise is attached to their forwards; those that build a graph get it, the
@@ -22,13 +22,15 @@ from tailwatch_alp.perturbation import Perturbation
 _STEPS_PER_ROLLOUT = 1 << 20
 
 
-def train_step_hook(*, seed: int, pipeline_rank: int = 0, **options: Any) -> Callable[..., None]:
+def train_step_hook(*, seed: int, data_rank: int, pipeline_rank: int = 0, **options: Any) -> Callable[..., None]:
     """A hook for slime.
 
     Args:
         seed: of the run, below 2**32.
+        data_rank: Megatron's data-parallel rank, since tensor-parallel ranks hold copies of one hidden state. With
+            `--sequence-parallel` or context parallelism the global rank: there each rank holds tokens of its own.
         pipeline_rank: of this process: its layers are numbered from 0 on each stage, and must not share noise.
-        **options: the other arguments of `Perturbation`; `data_rank` must be Megatron's data-parallel rank.
+        **options: the other arguments of `Perturbation`.
     """
     attached: list[Perturbation] = []
     now = 0
@@ -47,7 +49,7 @@ def train_step_hook(*, seed: int, pipeline_rank: int = 0, **options: Any) -> Cal
             return
         for number, chunk in enumerate(model):
             stage_seed = seed + (pipeline_rank << 32) + (number << 48)
-            perturbation = Perturbation(chunk, seed=stage_seed, **options)
+            perturbation = Perturbation(chunk, seed=stage_seed, data_rank=data_rank, **options)
             perturb_calls(chunk, "forward", perturbation, step=lambda: now)
             attached.append(perturbation)
 

@@ -5,8 +5,8 @@
 
 Wraps one method of the trainer instance, `_compute_loss`. Generation, the recomputed old and reference log-probs and
 evaluation are made elsewhere and stay clean. TRL divides by `old_per_token_logps`; here those of the sampler take its
-place and its separate importance weight is dropped: one ratio of the perturbed policy over the sampler. With
-`importance_sampling_level="sequence"` that is the geometric objective.
+place and its separate importance weight is dropped: one ratio of the perturbed policy over the sampler, also while an
+actuator has the noise off (the control arm). With `importance_sampling_level="sequence"` it is the geometric objective.
 
 Shapes: B sequences, T response tokens.
 """
@@ -61,7 +61,15 @@ def attach(
 
     Returns:
         A function that takes everything off again.
+
+    Raises:
+        LossInputError: the trainer computes its loss in a fused kernel, past the method that is wrapped.
     """
+    fused = [name for name in ("use_liger_kernel", "use_liger_loss") if getattr(trainer, name, False)]
+    if fused and hasattr(trainer, "compute_liger_loss"):
+        raise LossInputError(
+            f"{fused[0]}=True: that loss never asks for log-probs, so noise has no place: set it to False"
+        )
     original_loss = trainer._compute_loss
     original_logprobs = trainer._get_per_token_logps_and_entropies
     epsilons = trainer.epsilon_low, trainer.epsilon_high
