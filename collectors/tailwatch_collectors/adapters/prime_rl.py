@@ -155,9 +155,9 @@ def _loss(name: str, config: dict[str, Any]) -> Callable[[Any], Any]:
 
 def _follow_optimisers(tap: LossTap) -> None:
     """End a step when any optimiser of the process has made one."""
-    from torch.optim.optimizer import register_optimizer_step_post_hook
 
     def ended(*_: Any) -> None:
         tap.end_step()
 
-    register_optimizer_step_post_hook(ended)
+    # By name: this package depends on no framework, and torch is there where this is called.
+    importlib.import_module("torch.optim.optimizer").register_optimizer_step_post_hook(ended)

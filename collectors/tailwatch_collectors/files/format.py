@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 from tailwatch_collectors.adapters.rows import Row
 from tailwatch_collectors.errors import BatchError, ConfigurationError, FieldError
@@ -94,6 +94,17 @@ def named(name: str, **options: Any) -> Format:
         given = ", ".join(f"{key}={value}" for key, value in options.items() if value is not None)
         raise ConfigurationError(f"format {name} takes no {given}") from error
     return made
+
+
+def torch_load(file: Path | IO[bytes]) -> Any:
+    """A torch file, read so that it cannot run code.
+
+    Raises:
+        ImportError: torch is not installed.
+        Exception: whatever a broken file leads torch to.
+    """
+    # By name: this package does not depend on torch.
+    return importlib.import_module("torch").load(file, map_location="cpu", weights_only=True)
 
 
 def numbered(root: Path, pattern: str, number: Callable[[Path], int | None]) -> list[tuple[int, Path]]:

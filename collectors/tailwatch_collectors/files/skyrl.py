@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tailwatch_collectors.adapters import rows
 from tailwatch_collectors.adapters.rows import Row
 from tailwatch_collectors.errors import BatchError, FieldError
-from tailwatch_collectors.files.format import Item, Problem, State, Unit, last_byte, numbered
+from tailwatch_collectors.files.format import Item, Problem, State, Unit, last_byte, numbered, torch_load
 from tailwatch_collectors.types import Phase
 
 _NAME = re.compile(r"global_step_(\d+)_training_input\.pkl")
@@ -152,9 +152,7 @@ def _tensor(value: Mapping[str, Any]) -> NDArray[Any] | None:
     if value.get("format") == "tensor_list":
         return None
     if value.get("format") == "torch":
-        import torch
-
-        return rows.floats(torch.load(io.BytesIO(value["data"]), map_location="cpu", weights_only=True))
+        return rows.floats(torch_load(io.BytesIO(value["data"])))
     array: NDArray[Any] = np.frombuffer(value["data"], np.dtype(value["dtype"])).reshape(value["shape"])
     return array
 

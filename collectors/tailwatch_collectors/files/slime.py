@@ -16,7 +16,7 @@ from typing import Any
 from tailwatch_collectors.adapters import rows
 from tailwatch_collectors.adapters.rows import Row
 from tailwatch_collectors.errors import BatchError, ConfigurationError
-from tailwatch_collectors.files.format import Item, Problem, State, Unit, numbered
+from tailwatch_collectors.files.format import Item, Problem, State, Unit, numbered, torch_load
 from tailwatch_collectors.types import Phase
 
 FORMAT_VERSION = 2
@@ -49,7 +49,7 @@ class Slime:
         """Sample by sample."""
         path = unit.paths[0]
         try:
-            payload = _load(path)
+            payload = torch_load(path)
         except Exception as error:  # noqa: BLE001  # torch and pickle raise whatever a broken file leads them to
             reason = f"cannot be read: {type(error).__name__}: {str(error).splitlines()[0]:.160}"
             yield Problem(path=path, kind="corrupt", reason=reason)
@@ -99,12 +99,6 @@ def _item(path: Path, index: int, sample: Any) -> Item:
         return Problem(path=path, kind="no_logprobs", reason=reason)
     except (BatchError, TypeError, ValueError, IndexError) as error:
         return Problem(path=path, kind="unusable", reason=f"sample {index}: {error!s:.200}")
-
-
-def _load(path: Path) -> Any:
-    import torch
-
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _per_token(value: Any) -> Any:

@@ -256,6 +256,21 @@ def test_steps_written_anew_make_one_new_attempt(tmp_path: Path, service: FakeSe
     assert one.totals.lost == 0
 
 
+def test_other_content_of_the_same_size_is_written_anew(tmp_path: Path, service: FakeService, post: Service) -> None:
+    root = fixtures.copy("nemo_rl", tmp_path)
+    one, told = fixtures.tail(root, "nemo-rl", service=post)
+    one.run(follow=False)
+    path = root / "train_data_step2.jsonl"
+    path.write_text(path.read_text().replace('"filtered_rewards": [0.25]', '"filtered_rewards": [0.75]'))
+    os.utime(path, (fixtures.LONG_AGO + 5,) * 2)
+    service.batches.clear()
+    one.run(follow=False)
+
+    (batch,) = service.batches.values()
+    assert (batch.meta.step, batch.meta.session) == (2, "s~1")
+    assert "rewritten" in told[-1]
+
+
 def test_a_truncated_file_waits_for_its_marker(tmp_path: Path, service: FakeService, post: Service) -> None:
     root = fixtures.copy("prime_rl", tmp_path)
     one, _ = fixtures.tail(root, "prime-rl", service=post)
