@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,24 @@ def test_the_module_is_a_command() -> None:
         0,
         "2 steps, 1 batches, 3 sequences, 9 tokens; nothing sent; 3 no_logprobs",
     )
+
+
+def test_sigterm_ends_a_tail_in_order(
+    tmp_path: Path, service: FakeService, until: Callable[[Callable[[], object]], None]
+) -> None:
+    root = fixtures.copy("prime_rl", tmp_path)
+    place = ["--url", service.url, "--project", "p", "--run", "r"]
+    command = [*TAIL, str(root), "--format", "prime-rl", "--follow", *place]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            until(lambda: len(service.of("batches")) == 2)
+            process.terminate()
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+
+    assert (process.returncode, err) == (0, "")
+    assert out.splitlines()[-1] == "2 steps, 2 batches, 16 sequences, 56 tokens; 2 stored"
 
 
 def test_reading_jsonl_formats_loads_no_torch() -> None:

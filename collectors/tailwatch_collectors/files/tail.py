@@ -185,6 +185,8 @@ class Tail:
             self._cursor.generation += 1
             base = self._cursor.session.partition("~")[0]
             self._cursor.session = f"{base}~{self._cursor.generation}"
+            if self._service is not None:
+                self._service.open(session=self._cursor.session)
         del self._cursor.units[unit.step]
         self._save()
         reason = f"changed after it was sent; step {unit.step} goes into a new attempt"

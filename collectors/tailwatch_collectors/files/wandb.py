@@ -31,12 +31,14 @@ def read(path: Path, *, step_name: str | None = None) -> Iterator[Point | PointP
     """The numbers of an export, by the ending of its name.
 
     Args:
-        path: `.csv`, `.json`, `.jsonl`, `.parquet` or `.wandb`.
+        path: `.csv`, `.json`, `.jsonl`, `.parquet` or `.wandb`, or the directory of an offline run.
         step_name: name of the step; default: the first of `STEP_NAMES` that is there.
 
     Raises:
         OSError: it cannot be read.
     """
+    if path.is_dir():
+        path = next(iter(sorted(path.glob("*.wandb"))), path)
     ending = path.suffix.lower()
     if ending == ".csv":
         found = _csv(path, step_name)

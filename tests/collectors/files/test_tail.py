@@ -252,6 +252,7 @@ def test_steps_written_anew_make_one_new_attempt(tmp_path: Path, service: FakeSe
     fixtures.tail(root, "prime-rl", cursor=cursor(path), **options)[0].turn()
 
     assert [(key[0], batch.meta.session) for key, batch in service.batches.items()] == [(1, "s~1"), (2, "s~1")]
+    assert [call.json["session"] for call in service.of("runs")] == ["s", "s~1"]
     assert told[0].endswith("rewritten: changed after it was sent; step 1 goes into a new attempt")
     assert one.totals.lost == 0
 

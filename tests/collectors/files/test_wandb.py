@@ -75,8 +75,9 @@ def test_columns_of_several_runs_keep_their_names(tmp_path: Path) -> None:
     assert list(wandb.read(path)) == [Point(0, "a - loss", 1.0), Point(0, "b - loss", 2.0)]
 
 
-def test_an_offline_run_gives_its_history() -> None:
-    found = list(wandb.read(OFFLINE))
+@pytest.mark.parametrize("path", [OFFLINE, OFFLINE.parent])
+def test_an_offline_run_gives_its_history(path: Path) -> None:
+    found = list(wandb.read(path))
 
     expected = []
     for s in range(6):
