@@ -61,6 +61,9 @@ class Owner(Protocol):
     def noise_for(self, layer: int) -> Noise:
         """Inside the context: the noise of the forward that reaches this layer now."""
 
+    def step_aside(self, module: nn.Module) -> None:
+        """A hook had nothing to do, and the layer's own code comes next."""
+
 
 class Ledger:
     """Which noise each input of each layer was given; None: it was left clean."""
@@ -202,6 +205,8 @@ class LayerHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments with noise on the hidden state; None: unchanged."""
         if self.idle(module):
+            if not torch.compiler.is_compiling():
+                self.owner.step_aside(module)
             return None
         place = hidden_place(args, kwargs)
         hidden = None if place is None else (args[place] if isinstance(place, int) else kwargs[place])

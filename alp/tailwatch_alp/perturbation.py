@@ -109,7 +109,8 @@ class Perturbation:
         self._changed = True
         self._activations = 0
         self._handles: list[RemovableHandle] = []
-        # torch's fused encoder path is left as soon as a hook exists: there, hooks exist inside the context only.
+        # torch's fused encoder path is left as soon as a hook exists: there, hooks come with a context and go with the
+        # first clean forward in evaluation mode. Not with the context: a checkpoint's recompute may come after it.
         self._permanent = not any(isinstance(module, nn.TransformerEncoderLayer) for module in self._modules)
         self._attach()
 
@@ -222,14 +223,13 @@ class Perturbation:
             self.meter.reset()
             self._changed = False
         if not self._permanent:
+            self.detach()
             self._attach()
         self.current = self._forwards[0]
         try:
             yield self
         finally:
             self.current = None
-            if not self._permanent:
-                self.detach()
         self._activations += 1
         if to_prove:
             self._prove_effect(to_prove)
@@ -314,6 +314,11 @@ class Perturbation:
                 )
             )
         return self._forwards[forward]
+
+    def step_aside(self, module: nn.Module) -> None:
+        """A hook had nothing to do: where hooks cost a layer its fused path, which evaluation has, they go."""
+        if not self._permanent and not module.training:
+            self.detach()
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

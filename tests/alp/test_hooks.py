@@ -16,7 +16,7 @@ from tailwatch_alp import Perturbation
 from tailwatch_alp.errors import HiddenStateError, RecomputeError
 from tailwatch_alp.hooks import Ledger, check_hidden
 from tailwatch_alp.noise import perturb
-from tests.alp.models import Plain, hugging_face, tokens
+from tests.alp.models import Encoder, Plain, hugging_face, tokens
 
 
 class Checkpointed(Plain):
@@ -152,6 +152,30 @@ def test_hugging_face_checkpointing(name: str, use_reentrant: bool) -> None:
         results.append([parameter.grad for parameter in model.parameters()])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_torchs_own_layers_recompute_after_the_context_and_keep_their_fused_path(use_reentrant: bool) -> None:
+    ids = tokens(2, 9)
+    results = []
+    for checkpointing in (True, False):
+        torch.manual_seed(0)
+        model = Encoder()
+        with torch.no_grad():
+            fused = model.eval()(ids)
+        model.train()
+        perturbation = Perturbation(model, sigma=0.2)
+        with perturbation.active(step=0):
+            x = model.token(ids)
+            for layer in model.encoder.layers:
+                x = checkpoint(layer, x, use_reentrant=use_reentrant) if checkpointing else layer(x)
+        model.head(x).square().mean().backward()
+        results.append([parameter.grad for parameter in model.parameters()])
+        with torch.no_grad():
+            assert torch.equal(model.eval()(ids), fused)
+        assert not any(layer._forward_pre_hooks for layer in model.encoder.layers)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_the_same_embeddings_twice_cannot_be_told_apart() -> None:

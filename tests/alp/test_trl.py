@@ -51,6 +51,16 @@ def test_training_streams_clean_and_perturbed_log_probs(
             batches = [batch for batch in seen if batch.step == step]
             d = torch.cat([(getattr(batch, name) - batch.infer_BT)[batch.mask_BT] for batch in batches]).double()
             assert value == pytest.approx((d.exp() - 1 - d).mean().item(), rel=1e-3)
+    # Nobody who asks without a phase is given a perturbed number.
+    headline = httpx.get(f"{service}/api/v1/runs/{run['run_id']}/series", params={"metrics": "kl_k3"}).json()
+    assert headline["phase"] == "update"
+    steps = [
+        httpx.get(f"{service}/api/v1/runs/{run['run_id']}/steps/1", params={"phase": phase}).json()
+        for phase in ("update", "update_perturbed")
+    ]
+    assert [content["phase"] for content in steps] == ["update", "update_perturbed"]
+    assert all(content["closed"] and content["coverage"] == 1.0 for content in steps)
+    assert steps[1]["metrics"]["kl_k3"] > 5 * steps[0]["metrics"]["kl_k3"] > 0
     # What the noise adds is what theory says of it, far above the engine's own mismatch.
     noise = torch.cat([(batch.perturbed_BT - batch.clean_BT)[batch.mask_BT] for batch in seen])
     engine = torch.cat([(batch.clean_BT - batch.infer_BT)[batch.mask_BT] for batch in seen])
