@@ -157,3 +157,21 @@ def test_a_file_that_is_too_long(
     file.write_text('{"a": 1234567}')
     assert cli.main(["translate", "--from", "verl", str(file)]) == cli.BAD_USAGE
     assert "longer than 10 characters" in capsys.readouterr().err
+
+
+def test_the_page_shows_what_the_command_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "translate.md").read_text(encoding="utf-8")
+    assert all(f"`{tool}`" in page for tool in TOOLS)
+    shown = page.split("```")[1].split("metrics.json\n")[1]
+    line = {
+        "rollout_corr/kl": 0.001,
+        "rollout_corr/k3_kl": 0.004,
+        "rollout_corr/chi2_seq": 394.83,
+        "rollout_corr/rollout_is_eff_sample_size": 0.959,
+        "rollout_corr/rollout_is_max": 2.0,
+        "actor/ppo_kl": 0.1,
+    }
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"step": 3, "data": line})))
+    assert run("--from", "verl", capsys=capsys) == shown
