@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 UNITS: Mapping[str, str] = {
     "nats": "suffix: nats",
     "nats²": "suffix: nats²",
+    "nats/version": "suffix: nats/version",
+    "share/version": "percentunit",
     "share": "percentunit",
     "ratio": "prefix:×",
     "versions": "suffix: versions",

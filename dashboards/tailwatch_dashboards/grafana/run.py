@@ -71,7 +71,7 @@ ROWS: Mapping[str, tuple[str, tuple[Group, ...]]] = {
         (
             Group("ESS of tokens", ("ess_token",)),
             Group("ESS of sequences, and what length explains", ("ess_sequence", "ess_sequence_expected")),
-            Group("ESS of sequences over expected", ("ess_length_residual",)),
+            Group("ESS of sequences over expected", ("ess_length_residual*",)),
         ),
     ),
     "envelope": ("Envelope", (Group("Envelope widths", ("envelope_width_low", "envelope_width_high")),)),
@@ -94,7 +94,26 @@ ROWS: Mapping[str, tuple[str, tuple[Group, ...]]] = {
             Group("Reward", ("reward_mean",)),
         ),
     ),
-    "staleness": ("Staleness", (Group("Policy lag", ("lag_mean", "lag_p95", "lag_max")),)),
+    "sharpness": (
+        "Sharpness",
+        (
+            Group("Growth of |d| as tokens become improbable", ("sharpness_slope",)),
+            Group("Envelope width, improbable over confident", ("sharpness_low_high",)),
+            Group("Spread of d over score norm", ("sharpness_residual",)),
+            Group("Score norm and logit Fisher", ("score_norm_sq_mean", "fisher_trace")),
+        ),
+    ),
+    "staleness": (
+        "Staleness",
+        (
+            Group("Policy lag", ("lag_mean", "lag_p95", "lag_max")),
+            Group("KL at lag 0", ("kl_k3_lag0",)),
+            Group("KL each version adds", ("kl_k3_per_version",)),
+            Group("Tokens off by over 2x at lag 0", ("outside_2x_lag0",)),
+            Group("Tokens off by over 2x, each version adds", ("outside_2x_per_version",)),
+            Group("Part there at lag 0, part due to staleness", ("*_lag0_share", "*_stale_share")),
+        ),
+    ),
     "validity": (
         "Can the numbers be trusted",
         (

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from tailwatch_collectors.summary import Summary
 from tailwatch_service.statistics.envelope import envelope_widths
 from tailwatch_service.statistics.ess import ess
+from tailwatch_service.statistics.ess_chance import ess_chance
 from tailwatch_service.statistics.kl import kl
 from tailwatch_service.statistics.ratios import ratios
 from tailwatch_service.statistics.registry import HEADLINE
 from tailwatch_service.statistics.sequences import sequences
+from tailwatch_service.statistics.sharpness import sharpness
+from tailwatch_service.statistics.staleness import staleness
 from tailwatch_service.statistics.tails import tails
 from tailwatch_service.statistics.validity import validity
 from tailwatch_service.statistics.values import Value
@@ -21,9 +24,12 @@ FAMILIES: tuple[Callable[[Summary], dict[str, Value]], ...] = (
     ratios,
     tails,
     ess,
+    ess_chance,
     envelope_widths,
     sequences,
+    sharpness,
     validity,
+    staleness,
 )
 
 

@@ -16,7 +16,9 @@ from tailwatch_service.statistics.aliases import names_elsewhere
 from tailwatch_service.statistics.quantiles import QUANTILES
 from tailwatch_service.statistics.ratios import threshold_label
 
-Family = Literal["kl", "ratios", "tails", "ess", "envelope", "sequences", "policies", "validity", "staleness"]
+Family = Literal[
+    "kl", "ratios", "tails", "ess", "envelope", "sequences", "policies", "sharpness", "validity", "staleness"
+]
 Harm = Literal["higher", "lower", "away from 0", "away from 1"]
 
 SCHULMAN = "Schulman, Approximating KL Divergence (2020)"
@@ -33,7 +35,7 @@ class Metric:
     title: str
     """For a chart or a table head."""
     unit: str
-    """`nats`, `share`, `ratio`, `tokens`, `sequences`, `versions`, `1`."""
+    """`nats`, `nats²`, `nats/version`, `share`, `share/version`, `ratio`, `tokens`, `sequences`, `versions`, `1`."""
     family: Family
     formula: str
     """LaTeX."""
@@ -212,6 +214,11 @@ _ESS = (
            formula=r"\mathrm{ESS}/\mathrm{ESS}_{\mathrm{expected}}",
            description="Below 1: sequences are worse than their length explains.", harm="lower",
            missing_when=_NO_SEQUENCES),
+    *(Metric(name=f"ess_length_residual_p{point}", title=f"Where chance leaves it, {percent} point", unit="ratio", family="ess",
+             formula=rf"Q_{{{q}}}(\mathrm{{ESS}}/\mathrm{{ESS}}_{{\mathrm{{expected}}}})\ \text{{of independent tokens at}}\ \{{T_i\}},\ s^2",
+             description=f"ess_length_residual is below this in {percent} of batches of sequences as long whose tokens err "
+             "independently: what to judge it by.", missing_when="under 8 complete sequences")
+      for point, percent, q in (("01", "1 %", "0.01"), ("001", "0.1 %", "0.001"))),
 )  # fmt: skip
 
 _ENVELOPE = (
@@ -327,6 +334,10 @@ _VALIDITY = (
     Metric(name="zero_filler_share", title="Zero-filled log-probs", unit="share", family="validity",
            formula=r"\Pr(\text{one side} = 0,\ \text{other} < -10^{-3})",
            description="A 0.0 written where no log-prob was.", harm="higher", healthy="0"),
+    Metric(name="token_id_mismatch_share", title="Tokens with another id", unit="share", family="validity",
+           formula=r"\Pr(y^{\mathrm{infer}} \ne y^{\mathrm{train}})",
+           description="The trainer's id of a token is not the one that was sampled: text was tokenised again.", harm="higher",
+           healthy="0", missing_when="token ids were not sent by both sides"),
     Metric(name="align_lag", title="Alignment", unit="tokens", family="validity",
            formula=r"\arg\max_s \mathrm{corr}(\mu_t, \pi_{t+s})",
            description="0: aligned. Otherwise the training log-probs are shifted by that many tokens.", harm="away from 0",
@@ -336,7 +347,58 @@ _VALIDITY = (
            healthy="above 0.95; 0.97 to 0.99 in our healthy fp8 recording", missing_when="under 50 pairs of tokens that vary"),
 )  # fmt: skip
 
+_SHARPNESS = (
+    Metric(name="sharpness_slope", title="Sharpness slope", unit="nats", family="sharpness",
+           formula=r"\mathrm{slope}\ \mathrm{med}_b|d|\ \text{on}\ \overline{1-p}_b",
+           description="How fast the typical size of d grows as tokens become less probable: gradient norm times "
+           "mismatch. Weighted least squares over probability bins. Its growth at equal lag is the sign.", harm="higher",
+           healthy="flat against the run's own baseline at equal lag", missing_when="under 3 probability bins with 50 tokens"),
+    Metric(name="sharpness_low_high", title="Envelope width, p < 0.1 over p > 0.9", unit="ratio", family="sharpness",
+           formula=r"\frac{Q_{.98}-Q_{.02}\mid p<0.1}{Q_{.98}-Q_{.02}\mid p>0.9}",
+           description="How much wider the fan is among improbable tokens than among confident ones.", reference=ALP_PAPER,
+           missing_when="as envelope_width_low or envelope_width_high, or the latter below 1e-6"),
+    Metric(name="score_norm_sq_mean", title="Mean squared score norm", unit="1", family="sharpness",
+           formula=r"\mathbb{E}[(1-p)^2 + \textstyle\sum_{k\ne y} p_k^2]",
+           description="Squared norm of the gradient of the sampled token's log-prob with respect to the logits, under the "
+           "training policy.", missing_when="the trainer sent no sum_p2_other"),
+    Metric(name="sharpness_residual", title="Spread of d over score norm", unit="nats", family="sharpness",
+           formula=r"\mathrm{sd}\left[d / \sqrt{(1-p)^2 + \textstyle\sum_{k\ne y} p_k^2}\right]",
+           description="The scale of the noise in the logits that would explain d: mismatch with the policy's sharpness taken "
+           "out.", harm="higher", missing_when="the trainer sent no sum_p2_other, or no score is above rounding"),
+    Metric(name="fisher_trace", title="Trace of the logit Fisher", unit="1", family="sharpness",
+           formula=r"\mathbb{E}[1 - \textstyle\sum_k p_k^2]",
+           description="How undecided the training policy is: 0 where it is certain, close to 1 over many equal choices.",
+           missing_when="the trainer sent no sum_p2_other"),
+)  # fmt: skip
+
 _NO_VERSIONS = "weight versions were not sent"
+_LAG0_MISSING = "weight versions were not sent, no token is at lag 0, or under 200 are and others are not"
+_STALE_MISSING = f"{_LAG0_MISSING}; every token is at lag 0; or none contributes"
+
+
+def _by_lag(name: str, title: str, *, unit: str, symbol: str) -> tuple[Metric, ...]:
+    """What policy lag has to do with a mean over tokens."""
+    lag0, mean = rf"{symbol}_{{\mathrm{{lag}}=0}}", symbol
+    return (
+        Metric(name=f"{name}_lag0", title=f"{title}, at lag 0", unit=unit, family="staleness",
+               formula=rf"{lag0}", harm="higher",
+               description=f"`{name}` over the tokens sampled by the very weights that are trained: what the engines alone "
+               "differ by.", missing_when=_LAG0_MISSING),
+        Metric(name=f"{name}_per_version", title=f"{title}, growth per version", unit=f"{unit}/version", family="staleness",
+               formula=rf"\mathrm{{slope}}\ {mean}_b\ \text{{on}}\ \overline{{\mathrm{{lag}}}}_b", harm="higher",
+               description=f"What each version of lag adds to `{name}`: least squares over the buckets of lag at the mean lag "
+               "of their tokens, weighted by tokens.",
+               missing_when="weight versions were not sent, or all tokens share one bucket of lag"),
+        Metric(name=f"{name}_lag0_share", title=f"{title}, part there at lag 0", unit="share", family="staleness",
+               formula=rf"{lag0} / {mean}_{{\mathrm{{lag\ known}}}}",
+               description=f"Part of `{name}` that would be there if every token were at lag 0. Not clamped.",
+               missing_when=_STALE_MISSING),
+        Metric(name=f"{name}_stale_share", title=f"{title}, part due to staleness", unit="share", family="staleness",
+               formula=rf"1 - {lag0} / {mean}_{{\mathrm{{lag\ known}}}}", harm="higher",
+               description=f"Part of `{name}` that staleness adds; about 0, on either side, where it adds nothing.",
+               missing_when=_STALE_MISSING),
+    )  # fmt: skip
+
 
 _STALENESS = (
     Metric(name="lag_mean", title="Mean policy lag", unit="versions", family="staleness",
@@ -354,12 +416,14 @@ _STALENESS = (
            formula=r"\Pr(v_{\mathrm{infer}} > v_{\mathrm{train}})",
            description="An inference version above the training version: one of them is mislabelled.", harm="higher",
            healthy="0"),
+    *_by_lag("kl_k3", "KL, k3", unit="nats", symbol=r"\mathrm{k3}"),
+    *_by_lag("outside_2x", "Tokens off by over 2x", unit="share", symbol=r"\Pr(|d|>\ln 2)"),
 )  # fmt: skip
 
 METRICS: Mapping[str, Metric] = {
     metric.name: replace(metric, aliases=names_elsewhere(metric.name))
     for metric in (
-        *_KL, *_RATIOS, *_TAILS, *_ESS, *_ENVELOPE, *_SEQUENCES, *_POLICIES, *_VALIDITY, *_STALENESS,
+        *_KL, *_RATIOS, *_TAILS, *_ESS, *_ENVELOPE, *_SEQUENCES, *_POLICIES, *_SHARPNESS, *_VALIDITY, *_STALENESS,
     )
 }  # fmt: skip
 """Every metric by canonical name, in the order in which they are documented."""

@@ -16,13 +16,11 @@ _ALIGN_MIN_PAIRS = 50
 
 
 def validity(summary: Summary) -> dict[str, Value]:
-    """Counters, shares, alignment and lag."""
+    """Counters, shares, alignment and agreement of token ids."""
     count = summary.count
     tokens = summary.tokens
     received = count("tokens_total")
     nonfinite_or_positive = received - count("tokens_masked_out") - tokens
-    known = count("tokens_lag_known")
-    unknown = "weight versions were not sent"
     align_lag, align_corr = _alignment(summary)
     return {
         "tokens": float(tokens),
@@ -46,17 +44,10 @@ def validity(summary: Summary) -> dict[str, Value]:
         "zero_filler_share": ratio(count("tokens_zero_filler"), tokens, NO_TOKENS),
         "align_lag": align_lag,
         "align_corr": align_corr,
-        "lag_mean": ratio(summary.token_sum("lag"), known, unknown),
-        "lag_max": float(summary.maxima[schema.MAXIMA.index("lag")]) if known else unknown,
-        "lag_p95": _lag_quantile(summary) if known else unknown,
-        "lag_negative_share": ratio(int(summary.bucket("lag", "negative").counts_RC[0, 0]), tokens, NO_TOKENS),
+        "token_id_mismatch_share": ratio(
+            count("token_ids_mismatched"), count("token_ids_compared"), "token ids were not sent by both sides"
+        ),
     }
-
-
-def _lag_quantile(summary: Summary) -> float:
-    counts = summary.lag_grid.counts[:, 0]
-    rank = -(-95 * int(counts.sum()) // 100)
-    return float(summary.lag_grid.keys[int(np.searchsorted(np.cumsum(counts), rank))])
 
 
 def _alignment(summary: Summary) -> tuple[Value, Value]:

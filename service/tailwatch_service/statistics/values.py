@@ -13,6 +13,7 @@ Value = float | str
 
 NO_TOKENS = "no valid tokens"
 NO_SEQUENCES = "no complete sequences"
+NO_VERSIONS = "weight versions were not sent"
 
 
 def finite(value: float) -> Value:
