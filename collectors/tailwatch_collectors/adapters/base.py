@@ -44,7 +44,12 @@ def named(
         ConfigurationError: a setting is wrong.
     """
     given = dict(settings or {})
-    known = {name: value for name, value in (config or {}).items() if value is not None}
+    # Configuration objects hold anything: a dtype, a nested configuration.
+    known = {
+        name: value if isinstance(value, str | int | float) else str(value)
+        for name, value in (config or {}).items()
+        if value is not None
+    }
     given["config"] = {**known, **(given.get("config") or {})}
     for name, value in (("project", project or framework), ("run", run or "run")):
         if not given.get(name) and not os.environ.get(f"TAILWATCH_{name.upper()}"):

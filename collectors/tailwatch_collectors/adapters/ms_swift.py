@@ -119,6 +119,7 @@ def _connect(trainer: Any) -> Collector:
         config={
             "temperature": look(args, "temperature"),
             "top_p": look(args, "top_p"),
+            "top_k": look(args, "top_k"),
             "precision": next((name for name in ("bf16", "fp16") if look(args, name)), None),
             # What swift starts its engines with, in the trainer and as a server.
             "logprobs_mode": "processed" if look(args, "use_vllm") else None,

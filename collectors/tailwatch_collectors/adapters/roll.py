@@ -137,6 +137,6 @@ def _connect(worker: Any, settings: dict[str, Any]) -> Collector:
         run=look(pipeline, "exp_name"),
         rank=int(worker.rank_info.dp_rank),
         world_size=int(worker.rank_info.dp_size),
-        config={"temperature": look(generating, "temperature"), "top_p": look(generating, "top_p")},
+        config={name: look(generating, name) for name in ("temperature", "top_p", "top_k")},
         settings=settings,
     )

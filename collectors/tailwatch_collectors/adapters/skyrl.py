@@ -121,6 +121,6 @@ class Callback:
             # The driver has the whole batch; the ranks in its environment are not those of the trainer.
             rank=0,
             world_size=1,
-            config={"temperature": look(sampling, "temperature"), "top_p": look(sampling, "top_p")},
+            config={name: look(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")},
             settings=self._settings,
         )

@@ -278,6 +278,7 @@ def _connect(args: Any, place: Placement) -> Collector:
         config={
             "temperature": getattr(args, "rollout_temperature", None),
             "top_p": getattr(args, "rollout_top_p", None),
+            "top_k": getattr(args, "rollout_top_k", None),
             "precision": "bf16" if getattr(args, "bf16", False) else None,
         },
     )

@@ -206,7 +206,7 @@ def _connect(trainer: Any, settings: Mapping[str, Any]) -> Collector:
         world_size=int(accelerator.num_processes),
         config={
             "temperature": base.look(args, "temperature"),
-            "top_p": base.look(args, "top_p"),
+            **{name: base.look(args, name) for name in ("top_p", "top_k", "min_p")},
             "precision": precision or (None if dtype is None else str(dtype).removeprefix("torch.")),
             # TRL asks the engine it starts for processed log-probs; what a rollout_func returns is its own affair.
             "logprobs_mode": "processed" if with_vllm and getattr(trainer, "rollout_func", None) is None else None,
@@ -280,8 +280,8 @@ class _Tap:
         while len(self._generations) > _KEPT:
             self._generations.popitem(last=False)
         row_ids = range(number * ROWS, number * ROWS + batch_size)
-        # As TRL's own tensors, so that its shuffling and splitting treat it alike.
-        output[ROW_KEY] = output["completion_mask"].new_tensor(list(row_ids))
+        # A tensor, so that TRL shuffles and splits it with its own; on the CPU, so that reading it never waits for a GPU.
+        output[ROW_KEY] = output["completion_mask"].new_tensor(list(row_ids), device="cpu")
         if output.get("old_per_token_logps") is not None:
             self._record(
                 "rollout",

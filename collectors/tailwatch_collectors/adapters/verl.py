@@ -304,6 +304,7 @@ def _connect(config: Any) -> Collector:
         config={
             "temperature": look(rollout, "temperature"),
             "top_p": look(rollout, "top_p"),
+            "top_k": look(rollout, "top_k"),
             "precision": look(rollout, "quantization") or look(rollout, "dtype"),
             "logprobs_mode": None if mode is None else str(mode).removesuffix("_logprobs"),
         },
