@@ -1,6 +1,6 @@
 """OpenAI-compatible responses: chat completions and completions, plain or with what vLLM and SGLang add to them.
 
-Layouts as of vLLM 0.11 to its main branch of 2026 (`token_ids`, `prompt_token_ids`, `prompt_logprobs`,
+Layouts of vLLM's main branch of 2026 (`token_ids`, `prompt_token_ids`, `prompt_logprobs`,
 `token_id:<id>` with return_tokens_as_token_ids; its tokens-in-tokens-out endpoint has the chat layout) and
 SGLang 0.5.23 (`token_ids`, `response_token_ids`, `choices[].meta_info`, `metadata.weight_version`).
 """

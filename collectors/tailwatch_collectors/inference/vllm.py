@@ -1,6 +1,6 @@
 """vLLM's own objects: the RequestOutput of `LLM.generate` and of the async engine, or dicts of the same shape.
 
-Layout as of vLLM 0.11 to its main branch of 2026: `outputs[].token_ids`, `outputs[].logprobs` (per token a dict of
+Layout of vLLM's main branch of 2026: `outputs[].token_ids`, `outputs[].logprobs` (per token a dict of
 token id to an object with `logprob`; FlatLogprobs behaves as a list of such), `prompt_token_ids`, `prompt_logprobs`.
 The log-probs are `raw` (temperature 1, full support) unless the engine was made with
 `logprobs_mode="processed_logprobs"`. Responses of its server are read by `openai.read`.

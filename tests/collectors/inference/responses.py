@@ -1,7 +1,7 @@
 """Responses as the engines write them, field by field, with the values of one small completion.
 
-vLLM: chat_completion/protocol.py, completion/protocol.py and completion/serving.py of its main branch (2026), same
-fields since 0.11. SGLang 0.5.23: entrypoints/openai/protocol.py, managers/tokenizer_manager.py and
+vLLM: chat_completion/protocol.py, completion/protocol.py and completion/serving.py of its main branch (2026).
+SGLang 0.5.23: entrypoints/openai/protocol.py, managers/tokenizer_manager.py and
 utils/weight_versions.py.
 The prompt is tokens 9906, 11; the response 1917, 0, 151645 (end of sequence).
 """
