@@ -123,6 +123,32 @@ def test_a_tailer_killed_at_any_moment_sends_every_sequence_once(tmp_path: Path)
     assert "refused" not in out
 
 
+def test_a_resumed_run_is_a_second_attempt(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    for step in range(4):
+        export(root, step)
+    with serve(tmp_path / "data") as served:
+        for resumed in (False, True):
+            if resumed:
+                # From the checkpoint of step 1: steps 2 and 3 anew, with other numbers, and one more.
+                for step in (2, 3):
+                    for path in (root / f"token_exports/step_{step}").glob("rank_*.jsonl"):
+                        path.write_text(path.read_text().replace('"math"', '"code"'))
+                    (root / f"token_exports/step_{step}/STABLE").touch()
+                export(root, 4)
+            with tail(root, served.url) as process:
+                out, err = process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 0, (out, err)
+        assert out.endswith("3 steps, 3 batches, 240 sequences, 14880 tokens; 3 stored; 2 rewritten\n")
+
+        run = httpx.get(f"{served.url}/api/v1/runs").json()["runs"][0]
+        place = f"{served.url}/api/v1/runs/{run['run_id']}"
+        attempts = {step: httpx.get(f"{place}/steps/{step}").json()["attempt"] for step in range(5)}
+        assert attempts == {0: 1, 1: 1, 2: 2, 3: 2, 4: 2}
+        series = httpx.get(f"{place}/series", params={"metrics": "tokens"}).json()
+        assert series["steps"] == [0, 1, 2, 3, 4]
+
+
 def test_histories_land_beside_the_batches_and_twice_is_once(tmp_path: Path) -> None:
     root = tmp_path / "run"
     export(root, 0)

@@ -51,6 +51,9 @@ class SkyRl:
         path = unit.paths[0]
         try:
             tensors, metadata = load(path.read_bytes())
+        except ImportError:
+            yield Problem(path=path, kind="unusable", reason="holds bfloat16 tensors, which are read with torch")
+            return
         except Exception as error:  # noqa: BLE001  # unpickling raises whatever a broken file leads it to
             reason = f"cannot be read: {type(error).__name__}: {str(error).partition(chr(10))[0]:.160}"
             yield Problem(path=path, kind="corrupt", reason=reason)

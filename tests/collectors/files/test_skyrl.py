@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_a_skipped_forward_is_named(tmp_path: Path) -> None:
     found, (problem,) = fixtures.rows("skyrl", fixtures.copy("skyrl", tmp_path), 3)
 
     assert (found, problem.kind, problem.reason) == ([], "no_logprobs", "the batch has no action_log_probs")
+
+
+def test_bfloat16_without_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    found, (problem,) = fixtures.rows("skyrl", fixtures.copy("skyrl", tmp_path), 2)
+
+    assert (found, problem.kind) == ([], "unusable")
+    assert problem.reason == "holds bfloat16 tensors, which are read with torch"
 
 
 def test_padding_rows_are_left_out() -> None:
