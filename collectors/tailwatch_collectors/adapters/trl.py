@@ -280,7 +280,7 @@ class _Tap:
         while len(self._generations) > _KEPT:
             self._generations.popitem(last=False)
         row_ids = range(number * ROWS, number * ROWS + batch_size)
-        # A tensor, so that TRL shuffles and splits it with its own; on the CPU, so that reading it never waits for a GPU.
+        # A tensor, for TRL to shuffle and split with its own; on the CPU, so that reading it never waits for a GPU.
         output[ROW_KEY] = output["completion_mask"].new_tensor(list(row_ids), device="cpu")
         if output.get("old_per_token_logps") is not None:
             self._record(
