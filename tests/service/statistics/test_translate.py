@@ -288,6 +288,8 @@ def test_kl_means_another_thing_in_each_trainer_of_trl() -> None:
         ("trl", "sampling/importance_sampling_ratio/mean", "of whole sequences"),
         ("prime-rl", "mismatch_kl/math/mean", "one environment"),
         ("miles", "train/ess_ratio", "two training policies"),
+        ("prime-rl", "off_policy/in_flight/mean", "in flight"),
+        ("verl", "training/off_policy/evicted_samples_staleness/mean", "per token"),
         ("verl", "rollout_corr/rollout_is_max", "after truncation"),
         ("verl", "rollout_corr/rollout_rs_seq_mean_k1_max", "rejection criterion"),
         ("verl", "actor/ppo_kl", "two training policies"),
