@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from tailwatch_collectors.batch import Batch
+
 _STRIDE = 64
 
 
@@ -59,6 +61,23 @@ class Picks:
         order = np.lexsort((*values, *keys))[:limit]
         picked = {name: column[order] for name, column in joined.items()}
         return Picks(**picked, seq_id=tuple(names[index] for index in order))
+
+
+def pick(batch: Batch, index: NDArray[np.int64], priority: NDArray[np.float64]) -> Picks:
+    """The tokens at `index` in the flat arrays of a batch."""
+    row = np.searchsorted(batch.offsets_B1, index, side="right") - 1
+    ids = batch.token_ids_N
+    return Picks(
+        priority=priority + 0.0,  # -0.0 and 0.0 compare equal but are not the same bits
+        infer_logprob=batch.infer_logprobs_N[index] + np.float32(0),
+        train_logprob=batch.train_logprobs_N[index] + np.float32(0),
+        rank=np.full(len(index), batch.meta.rank, np.int32),
+        part=np.full(len(index), batch.meta.part, np.int32),
+        row=row.astype(np.int32),
+        position=(index - batch.offsets_B1[row]).astype(np.int32),
+        token_id=np.full(len(index), -1, np.int64) if ids is None else ids[index].astype(np.int64),
+        seq_id=() if len(index) == 0 else tuple("" if batch.seq_id is None else batch.seq_id[r] for r in row),
+    )
 
 
 def highest(values: NDArray[np.float64], limit: int) -> NDArray[np.intp]:

@@ -51,15 +51,28 @@ def lags(batch: Batch) -> Lags:
 
 def properties(batch: Batch, lag: Lags) -> dict[str, Property]:
     """Every property this batch carries, by the name of its slice; `position` goes by the token's place itself."""
-    found = {
-        "advantage": _advantage(batch),
-        "lag": _lag(batch, lag),
-        "rank": Property((str(batch.meta.rank),), np.zeros(batch.sequences, np.int32)),
-    }
+    found = sequence_properties(batch, lag)
+    if batch.advantage_N is not None and batch.advantage_B is None:
+        found["advantage"] = Property(schema.ADVANTAGE_SIGNS, None, _sign(batch.advantage_N))
+    if lag.lag_N is not None:
+        found["lag"] = Property(schema.LAG_LABELS, None, _lag_bucket(lag.lag_N))
     if batch.turn_N is not None:
         last = schema.TURN_LABELS.index("7+")
         turn_N = np.where(batch.turn_N < 0, last + 1, np.minimum(batch.turn_N, last))
         found["turn"] = Property(schema.TURN_LABELS, None, turn_N.astype(np.int32))
+    return found
+
+
+def sequence_properties(batch: Batch, lag: Lags) -> dict[str, Property]:
+    """The properties that tokens of a sequence share; advantage and lag as unknown where they are not among them."""
+    unknown = np.full(batch.sequences, schema.ADVANTAGE_SIGNS.index("unknown"), np.int32)
+    sign_B = unknown if batch.advantage_B is None else _sign(batch.advantage_B)
+    lag_B = np.full(batch.sequences, schema.LAG_UNKNOWN, np.int32) if lag.lag_B is None else _lag_bucket(lag.lag_B)
+    found = {
+        "advantage": Property(schema.ADVANTAGE_SIGNS, sign_B),
+        "lag": Property(schema.LAG_LABELS, lag_B),
+        "rank": Property((str(batch.meta.rank),), np.zeros(batch.sequences, np.int32)),
+    }
     for name, values in (("source", batch.source), ("replica", batch.replica)):
         if values is not None:
             found[name] = _named(values)
@@ -71,27 +84,10 @@ def advantage_sent(batch: Batch) -> bool:
     return batch.advantage_B is not None or batch.advantage_N is not None
 
 
-def _advantage(batch: Batch) -> Property:
-    labels = schema.ADVANTAGE_SIGNS
-    if batch.advantage_B is not None:
-        return Property(labels, _sign(batch.advantage_B))
-    if batch.advantage_N is not None:
-        return Property(labels, None, _sign(batch.advantage_N))
-    return Property(labels, np.full(batch.sequences, labels.index("unknown"), np.int32))
-
-
 def _sign(advantage: NDArray[np.float32]) -> CodeArray:
     known = np.isfinite(advantage)
     sign = np.sign(np.where(known, advantage, 0)).astype(np.int32) + 1
     return np.where(known, sign, schema.ADVANTAGE_SIGNS.index("unknown")).astype(np.int32)
-
-
-def _lag(batch: Batch, lag: Lags) -> Property:
-    if lag.lag_N is not None:
-        return Property(schema.LAG_LABELS, None, _lag_bucket(lag.lag_N))
-    if lag.lag_B is not None:
-        return Property(schema.LAG_LABELS, _lag_bucket(lag.lag_B))
-    return Property(schema.LAG_LABELS, np.full(batch.sequences, schema.LAG_UNKNOWN, np.int32))
 
 
 def _lag_bucket(lag: Int64Array) -> CodeArray:

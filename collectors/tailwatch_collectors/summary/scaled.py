@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_LN2_HIGH = 0.6931471803691238
-_LN2_LOW = 1.9082149292705877e-10
+LN2_PARTS = (0.6931471824645996, -1.904654323148236e-09, 2.3190468138462996e-17)
+"""ln 2 in three: the first has 25 bits and the first two add up to the nearest float64."""
+SPLIT_COUNT = 2.0**26
+"""Halves of an integer below 2^52 around it have 26 bits each: their products with the first two parts are exact."""
 MAX_LOG = 5e14
 """Log ratios saturate here, so that exponents stay exact integers, twice the log ratio's included."""
 
@@ -65,7 +67,12 @@ def split_exp(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.i
     """e^x as (mantissa near 1, exponent)."""
     clipped = np.clip(x, -2 * MAX_LOG, 2 * MAX_LOG)
     exponent = np.rint(clipped / math.log(2))
-    mantissa = np.exp((clipped - exponent * _LN2_HIGH) - exponent * _LN2_LOW)
+    # clipped - exponent ln 2 for exponents up to 2^51: what one product rounds off is a whole number of digits there.
+    high = np.trunc(exponent / SPLIT_COUNT) * SPLIT_COUNT
+    low = exponent - high
+    first, second, third = LN2_PARTS
+    rest = ((clipped - high * first) - low * first) - high * second
+    mantissa = np.exp((rest - low * second) - exponent * third)
     return mantissa, exponent.astype(np.int64)
 
 

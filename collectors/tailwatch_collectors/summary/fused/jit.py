@@ -1,0 +1,57 @@
+"""How the pass is compiled: without the interpreter's lock, kept on disk, and never stale.
+
+numba compares one source file's date and size to decide whether code on disk is still right, and ignores globals and
+the functions that are called. Every entry is therefore made inside a function whose closure holds a fingerprint of all
+sources and of the schema: numba makes closures part of the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from numba import njit
+
+from tailwatch_collectors.summary import grid, scaled, schema
+
+
+def _fingerprint() -> int:
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    digest = hashlib.blake2b(digest_size=7)
+    for source in (*sources, *(Path(module.__file__) for module in (grid, scaled, schema))):
+        digest.update(source.read_bytes())
+    return int.from_bytes(digest.digest(), "little")
+
+
+FINGERPRINT: Final = _fingerprint()
+
+_COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+def strict() -> Callable[..., Any]:
+    """Every operation in the order written, but for fused multiply-add: for arithmetic that depends on rounding.
+
+    Called from a `fast` function it keeps its order, for LLVM inlines it with its own flags (numba's inlining would not).
+    """
+    decorate: Callable[..., Any] = njit(**_COMMON, fastmath={"contract"})
+    return decorate
+
+
+def counting() -> Callable[..., Any]:
+    """Sums in any order; NaN and infinity are what they are: for tokens not checked yet."""
+    decorate: Callable[..., Any] = njit(**_COMMON, fastmath={"contract", "reassoc", "nsz"})
+    return decorate
+
+
+def fast() -> Callable[..., Any]:
+    """Sums in any order of numbers known to be finite."""
+    decorate: Callable[..., Any] = njit(**_COMMON, fastmath={"contract", "reassoc", "nsz", "nnan", "ninf"})
+    return decorate
+
+
+def entry(signature: Any) -> Callable[..., Any]:
+    """A function called from Python: compiled for one signature when it is defined, or loaded."""
+    decorate: Callable[..., Any] = njit(signature, **_COMMON, cache=True)
+    return decorate
