@@ -1,7 +1,7 @@
 """Write service/tailwatch_service/statistics/ess_null.py: what ess_length_residual falls to by chance alone.
 
-The null model of `ess_chance`: n sequences of equal length whose tokens err independently, so that S is normal with mean
--v/2 and variance v = T s^2. The residual is the effective sample size of e^S over the one that the normal quantiles give.
+The null model of `ess_chance`: n sequences of equal length whose tokens err independently: S is normal with mean
+-v/2 and variance v = T s^2. The residual is the effective sample size of e^S over that of the normal quantiles.
 Tabulated are its 1 % and 0.1 % points; 40 s. `python scripts/ess_null_table.py`, then `make format`.
 """
 

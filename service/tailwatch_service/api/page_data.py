@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import polars as pl
 
-from tailwatch_collectors.summary import Summary, from_bytes, merge
+from tailwatch_collectors.summary import Summary, merge
 from tailwatch_dashboards import pages
 from tailwatch_dashboards.baseline import LAST_STEP, baseline
 from tailwatch_dashboards.figures import course, ess
@@ -40,6 +40,7 @@ from tailwatch_dashboards.types import (
 from tailwatch_dashboards.verdict import METRICS as VERDICT_METRICS
 from tailwatch_dashboards.verdict import limits_for, verdict
 from tailwatch_service.api import page_tokens
+from tailwatch_service.api.stored import summary_or_none, summary_or_reason
 from tailwatch_service.errors import NotFound
 from tailwatch_service.statistics import registry
 from tailwatch_service.statistics.envelope import envelope
@@ -139,7 +140,9 @@ def run_view(db: Database, run: Run, *, step: int | None, full: bool = False) ->
     record = _chosen(db, run, step, view.series)
     if record is None:
         return replace(view, corrections=page_tokens.corrections(None))
-    summary = from_bytes(record.summary)
+    summary = summary_or_reason(record)
+    if isinstance(summary, str):
+        return replace(view, chosen=_facts(record), corrections=page_tokens.corrections(summary))
     tails = survival(summary)
     return replace(
         view,
@@ -172,10 +175,8 @@ def lag_table(db: Database, run: Run, view: RunView) -> pl.DataFrame:
     state = (run.run_id, run.attempt, revised[-1].seq if revised else 0)
 
     def rows(step: int) -> list[tuple[int, str, int, float | None]]:
-        record = steps.get(db, run.run_id, step=step)
-        if record is None or not record.summary:
-            return []
-        found = slice_rows(from_bytes(record.summary), "lag")
+        summary = summary_or_none(steps.get(db, run.run_id, step=step))
+        found = [] if summary is None else slice_rows(summary, "lag")
         return [(step, row.label, int(row.metrics["tokens"]), row.metrics.get("kl_k3")) for row in found]
 
     made = [row for step in drawn for row in _lags.get((*state, step), lambda step=step: rows(step))]  # type: ignore[misc]
@@ -312,7 +313,7 @@ def _baseline_envelope(db: Database, run: Run, past: Baseline | None) -> pl.Data
 def _merged_envelope(db: Database, run: Run, past: Baseline) -> pl.DataFrame | None:
     spread = np.unique(np.linspace(0, len(past.steps) - 1, BASELINE_SUMMARIES).round().astype(int))
     found = (steps.get(db, run.run_id, step=past.steps[index]) for index in spread)
-    summaries = [from_bytes(record.summary) for record in found if record is not None and record.summary]
+    summaries = [summary for summary in map(summary_or_none, found) if summary is not None]
     return _envelope_table(merge(summaries)) if summaries else None
 
 

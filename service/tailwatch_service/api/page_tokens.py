@@ -21,13 +21,13 @@ SHOWN_TOKENS = 400
 NOT_KEPT = "The tokens of this step are not kept. Start the service with --keep-tokens all to keep those to come."
 
 
-def corrections(summary: Summary | None) -> tuple[Replayed, ...]:
-    """Every correction with its own bounds."""
+def corrections(summary: Summary | str | None) -> tuple[Replayed, ...]:
+    """Every correction with its own bounds; a text says why there is no summary."""
     return tuple(correction(summary, name) for name in CORRECTIONS)
 
 
 def correction(
-    summary: Summary | None,
+    summary: Summary | str | None,
     name: str,
     *,
     lower: float | None = None,
@@ -40,7 +40,8 @@ def correction(
         Unprocessable: unknown, or its bounds make no sense.
     """
     given = {"lower": lower, "upper": upper, "budget": budget}
-    found: Outcome | str = "no step is closed yet" if summary is None else replay(summary, name, **given)
+    found = summary or "no step is closed yet"
+    made: Outcome | str = found if isinstance(found, str) else replay(found, name, **given)
     known = CORRECTIONS[name]
     bounds = {"lower": known.lower, "upper": known.upper, "budget": known.budget}
     sliders = [
@@ -55,9 +56,9 @@ def correction(
     ]
     text = {part: getattr(known, part) for part in ("name", "title", "effect", "description", "reference")}
     unit = "tokens" if known.quantity == "token" else "sequences"
-    if isinstance(found, str):
-        return Replayed(**text, unit=unit, sliders=tuple(sliders), reason=found)
-    values = asdict(found)
+    if isinstance(made, str):
+        return Replayed(**text, unit=unit, sliders=tuple(sliders), reason=made)
+    values = asdict(made)
     values["signs"] = tuple(SignShare(**one) for one in values["signs"])
     reason = values.pop("missing")
     for name_ in ("correction", "budget", "unit"):

@@ -16,12 +16,12 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse,
 from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
 
-from tailwatch_collectors.summary import from_bytes
 from tailwatch_collectors.types import MAX_STEP
 from tailwatch_dashboards import pages, plotlyjs
 from tailwatch_dashboards.types import RunRow
 from tailwatch_service import answers
 from tailwatch_service.api import page_data, page_tokens
+from tailwatch_service.api.stored import summary_or_reason
 from tailwatch_service.auth import ReadableRun, Reader, visible_run
 from tailwatch_service.errors import NotFound, Unauthorized
 from tailwatch_service.gate import Principal
@@ -139,7 +139,7 @@ def what_if(
 ) -> Response:
     """What one correction would do to the chosen step, as the page shows it."""
     record = page_data.chosen_step(services.db, run, step)
-    summary = from_bytes(record.summary) if record else None
+    summary = summary_or_reason(record) if record else None
     made = page_tokens.correction(summary, correction, lower=lower, upper=upper, budget=budget)
     return _json(request, pages.what_if_view(made))
 

@@ -8,13 +8,11 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Query, Response
 
-from tailwatch_collectors import summary as summaries
 from tailwatch_collectors import wire
-from tailwatch_collectors.summary import Summary
 from tailwatch_service import answers
 from tailwatch_service.api.alerts import finding_json
 from tailwatch_service.api.deps import ServicesDep, StepDep
-from tailwatch_service.errors import NotFound
+from tailwatch_service.api.stored import STILL_OPEN, summary_of, summary_or_reason
 from tailwatch_service.services import Services
 from tailwatch_service.statistics.envelope import envelope
 from tailwatch_service.statistics.histogram import Tail, histogram, survival
@@ -29,8 +27,6 @@ router = APIRouter(tags=["steps"], prefix="/runs/{run}/steps/{step}")
 
 MAX_SEGMENTS = 8
 """Most token segments opened for one answer."""
-
-STILL_OPEN = "the step is still open"
 
 
 @router.get("", summary="One step in full")
@@ -49,8 +45,7 @@ def get_step(services: ServicesDep, step: StepDep) -> Response:
         "closed_at": step.closed_at,
         "metrics": {name: step.metrics.get(name) for name in METRICS},
         "missing": {name: reason for name, reason in reasons.items() if name not in step.metrics},
-        **_intervals(step),
-        "slices": _slices(step),
+        **_details(step),
         "findings": [finding_json(found) for found in findings.of_step(services.db, step.key)],
     }
     return answers.json(content)
@@ -59,7 +54,7 @@ def get_step(services: ServicesDep, step: StepDep) -> Response:
 @router.get("/envelope", summary="P2, P50 and P98 of the log ratio by inference probability")
 def get_envelope(step: StepDep) -> Response:
     """One bin per range of probability, ascending; null where a bin is empty, or too thin for an interval."""
-    summary = _summary(step)
+    summary = summary_of(step)
     bins = [
         asdict(part)
         | {"intervals": {name: None if isinstance(found, str) else found for name, found in around.items()}}
@@ -71,7 +66,7 @@ def get_envelope(step: StepDep) -> Response:
 @router.get("/histogram", summary="The histogram of the log ratio, and its tails")
 def get_histogram(step: StepDep) -> Response:
     """Counts between edges (four cells an octave), and P(ratio > x) at both ends with the fitted Pareto tail."""
-    summary = _summary(step)
+    summary = summary_of(step)
     counted = histogram(summary)
     tails = survival(summary)
     return answers.json(
@@ -93,7 +88,7 @@ def get_tokens(
     context: Annotated[int, Query(ge=0, le=64, description="Neighbours on each side, where tokens are kept.")] = 0,
 ) -> Response:
     """Both ends of the log ratio, the largest first; with their neighbours where the tokens of the step are kept."""
-    worst = worst_tokens(_summary(step))
+    worst = worst_tokens(summary_of(step))
     around = _context(services, step, worst, width=context) if context else {}
     tokens = [asdict(token) | ({"context": around[i]} if i in around else {}) for i, token in enumerate(worst)]
     return answers.json(_head(step) | {"tokens": tokens})
@@ -111,31 +106,20 @@ def _head(step: StepRecord) -> dict[str, Any]:
     }
 
 
-def _summary(step: StepRecord) -> Summary:
-    """The step's merged summary.
-
-    Raises:
-        NotFound: it has none yet.
-    """
-    if not step.summary:
-        raise NotFound(f"step {step.key.step}: {STILL_OPEN}")
-    return summaries.from_bytes(step.summary)
-
-
-def _intervals(step: StepRecord) -> dict[str, Any]:
-    """The intervals of its metrics, and why the others have none."""
-    if not step.summary:
-        return {"intervals": {}, "intervals_missing": {}}
-    known = {name: step.metrics[name] for name in METRICS if name in step.metrics}
-    found = intervals(summaries.from_bytes(step.summary), known)
-    return {"intervals": found.values, "intervals_missing": found.missing}
-
-
-def _slices(step: StepRecord) -> dict[str, list[dict[str, Any]]]:
-    if not step.summary:
-        return {}
-    rows: dict[str, list[SliceRow]] = slices(summaries.from_bytes(step.summary))
-    return {name: [asdict(row) for row in part] for name, part in rows.items()}
+def _details(step: StepRecord) -> dict[str, Any]:
+    """What is read from the summary: intervals of the metrics or why they have none, and slices."""
+    found = summary_or_reason(step)
+    if isinstance(found, str):
+        reasons = dict.fromkeys(step.metrics, found)
+        return {"intervals": {}, "intervals_missing": reasons, "slices": {}, "slices_missing": found}
+    around = intervals(found, {name: step.metrics[name] for name in METRICS if name in step.metrics})
+    rows: dict[str, list[SliceRow]] = slices(found)
+    return {
+        "intervals": around.values,
+        "intervals_missing": around.missing,
+        "slices": {name: [asdict(row) for row in part] for name, part in rows.items()},
+        "slices_missing": None,
+    }
 
 
 def _tail(tail: Tail) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from tailwatch_collectors import summary as summaries
 from tailwatch_collectors.errors import FieldError
 from tailwatch_collectors.summary import Summary
 from tailwatch_service import answers
 from tailwatch_service.api.deps import StepDep
-from tailwatch_service.errors import NotFound, Unprocessable
+from tailwatch_service.api.stored import summary_of
+from tailwatch_service.errors import Unprocessable
 from tailwatch_service.statistics import whatif
 from tailwatch_service.statistics.corrections import CORRECTIONS
 from tailwatch_service.types import StepRecord
@@ -54,17 +54,6 @@ def replay(
         return whatif.what_if(summary, name, lower=lower, upper=upper, budget=budget)
     except whatif.WhatIfError as error:
         raise Unprocessable.of(FieldError(column=error.field, reason=error.reason)) from error
-
-
-def summary_of(step: StepRecord) -> Summary:
-    """The step's merged summary.
-
-    Raises:
-        NotFound: it has none yet.
-    """
-    if not step.summary:
-        raise NotFound(f"step {step.key.step}: the step is still open")
-    return summaries.from_bytes(step.summary)
 
 
 def _head(step: StepRecord) -> dict[str, Any]:

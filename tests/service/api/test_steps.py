@@ -4,10 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from tailwatch_collectors.batch import Batch
 from tailwatch_collectors.types import BatchMeta
 from tailwatch_service.statistics.registry import METRICS
+from tailwatch_service.storage import schema
 from tests.service.support import API, Start, make_batch, problem
 
 pytestmark = pytest.mark.asyncio
@@ -143,3 +145,30 @@ async def test_the_registry_describes_every_metric(start: Start) -> None:
         k3 = next(metric for metric in registry["metrics"] if metric["name"] == "kl_k3")
         assert k3["unit"] == "nats"
         assert k3["kl_direction"]
+
+
+async def test_a_step_of_an_older_format_keeps_its_metrics_and_says_so(start: Start) -> None:
+    async with start() as live:
+        run = await live.run()
+        await live.send(run, step=2, length=60)
+        before = await live.closed(run, 2)
+        with live.services.db.write() as connection:
+            table = schema.step_summaries
+            data = connection.execute(sa.select(table.c.summary)).scalar_one()
+            connection.execute(sa.update(table).values(summary=b"TWS\0" + bytes(data)[4:]))
+        url = f"{API}/runs/{run}/steps/2"
+
+        step = (await live.client.get(url)).json()
+
+        assert step["metrics"] == before["metrics"]
+        assert step["slices"] == step["intervals"] == {}
+        assert "older format" in step["slices_missing"]
+        assert "version 0 is not supported" in step["intervals_missing"]["kl_k3"]
+        for part in ("envelope", "histogram", "tokens", "what-if"):
+            problem(await live.client.get(f"{url}/{part}"), 404, "older format")
+        page = await live.client.get(f"/runs/{run}")
+        assert page.status_code == 200
+        found = (await live.client.get(f"/runs/{run}/what-if", params={"correction": "icepop"})).json()
+        assert "older format" in str(found)
+        for part in ("lag", "charts"):
+            assert (await live.client.get(f"/runs/{run}/view", params={"part": part})).status_code in {200, 422}
