@@ -1,4 +1,4 @@
-"""The summary's format, frozen: a name, an order or an edge changes with the version only; vectors grow at their end."""
+"""The summary's format, frozen: names, orders and edges change with the version only; vectors grow at their end."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_version_edges_and_thresholds() -> None:
     assert schema.SUMMARY_VERSION == 1
     assert (schema.MIN_EXPONENT, schema.MAX_EXPONENT) == (-30, 20)
     assert (schema.TOKEN_BITS, schema.BIN_BITS, schema.OCTAVE_BITS) == (7, 5, 0)
-    assert {"S": 6, "g": 5, "z": 4, "min": 4, "max": 4} == schema.SEQUENCE_BITS
+    assert schema.SEQUENCE_BITS == {"S": 6, "g": 5, "z": 4, "min": 4, "max": 4}
     assert list(schema.SEQUENCE_BITS) == list(schema.SEQUENCE_GRIDS)
     edges = (0, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.03, 0.05, 0.1)
     assert (*edges, 0.2, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999, 0.9999, 1) == schema.PROBABILITY_EDGES
@@ -90,9 +90,15 @@ def test_version_edges_and_thresholds() -> None:
     assert schema.ALIGN_SHIFTS == (-2, -1, 0, 1, 2)
     assert (schema.POSITIVE_TOLERANCE, schema.FILLER_BELOW) == (1e-3, -1e-3)
     assert (schema.CLUSTER_CLIP, schema.MIN_SCORE_NORM_SQ, schema.OTHER) == (150.0, 1e-12, "(other)")
-    assert {"position": 24, "lag": 9, "turn": 9, "advantage": 4, "source": 32, "rank": 64, "replica": 64} == (
-        schema.SLICE_LIMITS
-    )
+    assert (schema.SLICE_LIMITS) == {
+        "position": 24,
+        "lag": 9,
+        "turn": 9,
+        "advantage": 4,
+        "source": 32,
+        "rank": 64,
+        "replica": 64,
+    }
 
 
 def test_layout_of_the_bytes() -> None:

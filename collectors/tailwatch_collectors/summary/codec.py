@@ -171,4 +171,5 @@ def _names(data: bytes, where: str) -> tuple[str, ...]:
     names = json.loads(data)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SummaryError(FieldError(column=where, reason="is not a list of names"))
+    "".join(names).encode()  # JSON can spell halves of a character, which no text holds
     return tuple(names)
