@@ -618,7 +618,7 @@ def connect(
         framework: for example `trl 1.16.0`.
         config: further fields of the run: model_class, precision, temperature, top_p, logprobs_mode,
             staleness_bound, tags.
-        queue_batches: most items waiting to be sent; default 64.
+        queue_batches: most items waiting to be sent; default 256.
         queue_bytes: most bytes waiting to be sent; default 256 MiB. One encoded batch comes on top.
         timeout: longest wait for one network operation, seconds; default 10.
         heartbeat: time between heartbeats, seconds; default 60.

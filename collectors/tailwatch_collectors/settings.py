@@ -17,7 +17,7 @@ from tailwatch_collectors.session import placement
 from tailwatch_collectors.spool import Fsync
 from tailwatch_collectors.types import MAX_NAME_LENGTH
 
-DEFAULT_QUEUE_BATCHES = 64
+DEFAULT_QUEUE_BATCHES = 256
 DEFAULT_QUEUE_BYTES = 256 * 2**20
 DEFAULT_TIMEOUT = 10.0
 DEFAULT_HEARTBEAT = 60.0
