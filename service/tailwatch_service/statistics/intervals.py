@@ -115,6 +115,7 @@ class _Maker:
         self._values = values
         self._low = float(self._summary.minima[schema.MINIMA.index("log_ratio")])
         self._high = float(self._summary.maxima[schema.MAXIMA.index("log_ratio")])
+        self._fits: dict[str, ParetoFit | str] = {}
         self._others: dict[str, Callable[[], Found]] = {
             "ess_token": self._ess_token,
             "envelope_width_low": lambda: self._width(*LOW_BINS),
@@ -196,8 +197,10 @@ class _Maker:
     def _tail(self, side: str, metric: str) -> Found:
         """k-hat +- t (1 + k) / sqrt(M) and Hill's estimate +- t H / sqrt(M), M what clustering leaves of the
         exceedances."""
-        fit = pareto_fit(self._summary, side=side)
-        if not isinstance(fit, ParetoFit):
+        if side not in self._fits:
+            self._fits[side] = pareto_fit(self._summary, side=side)
+        fit = self._fits[side]
+        if isinstance(fit, str):
             return fit
         level = fit.log_threshold if side == "upper" else -fit.log_threshold
         worth = fit.exceedances / self._clustered.design_effect_at(level)
@@ -273,7 +276,7 @@ def wilson(share: float, count: float, *, quantile: float) -> Interval:
     if share in (0.0, 1.0):  # one end is exact, where rounding would leave it next to it
         return (0.0, square / (1 + square)) if share == 0 else (1 / (1 + square), 1.0)
     middle = (share + square / 2) / (1 + square)
-    reach = quantile * math.sqrt((share * (1 - share) + square / 4) / count) / (1 + square)
+    reach = quantile * math.sqrt((max(0.0, share * (1 - share)) + square / 4) / count) / (1 + square)
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
