@@ -9,7 +9,6 @@ the service side by side. Nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import tempfile
 from collections.abc import Callable
@@ -64,7 +63,10 @@ def make_model() -> Any:
 
 def sample(prompts: list[str], trainer: Any) -> dict[str, Any]:
     """TRL's rollout: responses of a bfloat16 copy of the policy, with its own log-probs."""
-    sampler = copy.deepcopy(trainer.model).bfloat16().eval()
+    # A new model, not a deep copy: TRL puts a `forward` on the instance, and a copy of that still runs the policy.
+    sampler = Qwen2ForCausalLM(trainer.model.config)
+    sampler.load_state_dict(trainer.accelerator.unwrap_model(trainer.model).state_dict())
+    sampler.bfloat16().eval()  # type: ignore[no-untyped-call]
     prompt_ids, completion_ids, logprobs = [], [], []
     for prompt in prompts:
         ids = trainer.processing_class(prompt)["input_ids"]
