@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lab lab-checkpoint lab-recordings bench-ingest bench-alp generated screenshots clean
+.PHONY: help demo test check format lab lab-checkpoint lab-recordings bench-ingest bench-alp test-adapters generated screenshots clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -56,6 +56,9 @@ bench-ingest: ## tokens/s through HTTP, as a ratio to the same service fed JSON 
 bench-alp: ## a training step with ALP, as a ratio to the same model without -> bench/results.json
 	@scripts/bootstrap.sh dev
 	$(BIN)/python -m bench.alp
+
+test-adapters: ## the adapters against TRL (oldest, newest) and verl themselves, each in an environment of its own
+	@scripts/test_adapters.sh
 
 generated: ## write what comes from the registry and the rules: docs/metrics.md, Grafana, Prometheus, runbooks
 	@scripts/bootstrap.sh dev
