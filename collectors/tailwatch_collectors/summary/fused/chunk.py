@@ -64,15 +64,11 @@ def _align(infer_N: Any, train_N: Any, mask_N: Any, first: Any, last: Any, heads
     """Add the head of one sequence to the sums of every shift."""
     width = min(last - first, _ALIGN)
     x, y, there = heads[0], heads[1], heads[2]
-    for t in range(width):
-        i = first + t
-        infer, train = infer_N[i], train_N[i]
-        fine = np.isfinite(infer) and np.isfinite(train) and infer <= _TOLERANCE and train <= _TOLERANCE
-        if len(mask_N):
-            fine = fine and mask_N[i]
-        there[t] = 1.0 if fine else 0.0
-        x[t] = np.float64(infer) if fine else 0.0
-        y[t] = np.float64(train) if fine else 0.0
+    stages.heads(infer_N[first : first + width], train_N[first : first + width], x, y, there)
+    if len(mask_N):
+        for t in range(width):
+            if not mask_N[first + t]:
+                x[t], y[t], there[t] = 0.0, 0.0, 0.0
     both = heads[3]
     for row in range(len(_SHIFTS)):
         shift = row + _SHIFTS[0]
@@ -283,14 +279,12 @@ def _segments(
                 end += 1
         stages.bucket(d[i:end], complement[i:end], k3[i:end], one)
         add_stat(stats[bucket], one)
-        for at in range(i, end):
-            octaves[bucket, octave[at]] += 1
+        stages.count_cells(octave[i:end], octaves[bucket])
         for p in range(layout.PROPERTIES):
             if base_P[p] >= 0:
                 target = base_P[p] + code_PV[p, i]
                 add_stat(stats[target], one)
-                for at in range(i, end):
-                    octaves[target, octave[at]] += 1
+                stages.count_cells(octave[i:end], octaves[target])
         i = end
 
 
@@ -310,17 +304,17 @@ def _bins(
 ) -> Any:  # fmt: skip
     """Sort the block by probability bin, and add up each bin's run."""
     begin = np.zeros(BINS + 1, np.int64)
-    for i in range(n):
-        begin[bins[i] + 1] += 1
+    stages.count_cells(bins[:n], begin[1:])
     for b in range(BINS):
         begin[b + 1] += begin[b]
-    at = begin.copy()
+    at = begin.astype(np.uint64)
     for i in range(n):
         b = bins[i]
         j = at[b]
-        at[b] = j + 1
+        at[b] = j + np.uint64(1)
         sorted_d[j], sorted_c[j], sorted_k[j] = d[i], complement[i], k3[i]
-        bin_grid[b * BIN_CELLS + bin_cell[i]] += 1
+    for i in range(n):
+        bin_grid[np.uint32(bins[i]) * np.uint32(BIN_CELLS) + np.uint32(bin_cell[i])] += 1
     for b in range(BINS):
         i, end = begin[b], begin[b + 1]
         if i < end:
@@ -374,6 +368,7 @@ def _add_large(j: Any, d: Any, gap: Any, work: Any, big: Any, clipped: Any, sums
     target[10] += max(js, 0.0)
     target[11] += max(w, inverse)
     sums[16] += abs(gap)
+    sums[19] += gap
     row[layout.TERM_OUTSIDE_2X] += abs(d) > stages.LOG_2X
     row[layout.TERM_OUTSIDE_5X] += abs(d) > stages.LOG_5X
 
@@ -429,7 +424,7 @@ _F32, _BOOL, _I16, _I32, _I64 = map(_readonly, (types.float32, types.boolean, ty
 _SIGNATURE = types.void(
     _F32, _F32, _BOOL, _BOOL, _F32, _F32, _F32, _I32, _I32,  # columns of the batch
     _F32, _I32, _I16, types.int64, types.int64[::1], types.int32[::1], types.int32[:, ::1],  # properties
-    _I64, _I64, types.float32[::1], types.float64[::1],  # offsets and edges
+    _I64, _I64, types.int32[::1], types.float32[::1], types.float64[::1],  # offsets and edges
     types.int64, types.int64, types.int64, types.int64,  # what to do
     types.float64[:, ::1], types.int64[:, ::1],  # per sequence
     types.float64[:, ::1], types.float64[:, :, ::1], types.float64[:, ::1], types.float64[:, :, ::1],  # per chunk
@@ -445,7 +440,7 @@ def _entry(fingerprint: int) -> Any:
         infer_N: Any, train_N: Any, mask_N: Any, post_N: Any, entropy_N: Any, infer_entropy_N: Any, p2_N: Any,
         ids_N: Any, train_ids_N: Any,
         advantage_N: Any, version_N: Any, turn_N: Any, train_version: Any, base_P: Any, sign_B: Any, bucket_SB: Any,
-        offsets_B1: Any, lag_edges: Any, edges: Any, thresholds: Any,
+        offsets_B1: Any, lag_edges: Any, first_bin: Any, edges: Any, thresholds: Any,
         level: Any, chunk: Any, first_row: Any, last_row: Any,
         rows_BQ: Any, count_B2: Any,
         total_C: Any, extreme_C: Any, moment_C: Any, align_C: Any,
@@ -464,9 +459,9 @@ def _entry(fingerprint: int) -> Any:
         d, p, complement = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
         gap, k3, residual = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
         sorted_d, sorted_c, sorted_k = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
-        cell, bin_cell, octave = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
+        cell, bin_cell, octave = np.empty(BLOCK, np.uint16), np.empty(BLOCK, np.uint16), np.empty(BLOCK, np.uint8)
         code_PV = np.empty((layout.PROPERTIES, BLOCK), np.int8)
-        bins, buffer = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+        bins, buffer = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.float32)
         over, large = np.empty(BLOCK + 1, np.int64), np.empty(BLOCK + 1, np.int64)
         work = np.empty((5, BLOCK))
         piece_row, piece_end, piece_mean = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64), np.empty(BLOCK)
@@ -479,6 +474,7 @@ def _entry(fingerprint: int) -> Any:
         for row in range(first_row, last_row):
             _align(infer_N, train_N, mask_N, offsets_B1[row], offsets_B1[row + 1], heads, align_C[chunk])
 
+        optional = len(post_N) + len(ids_N) + len(entropy_N) + len(infer_entropy_N) + len(p2_N) > 0
         row = first_row
         last_token = offsets_B1[last_row]
         for start in range(offsets_B1[first_row], last_token, BLOCK):
@@ -489,10 +485,9 @@ def _entry(fingerprint: int) -> Any:
             clean = bad == 0 and (len(mask_N) == 0 or stages.count_true(mask_N[start:end]) == n)
             pieces, kept = 0, 0
             if clean:
-                infer_V[:n], train_V[:n] = infer_N[start:end], train_N[start:end]
-                for i in range(n):
-                    place_V[i] = start + i
-                    valid[i] = 1
+                stages.fill(infer_N[start:end], train_N[start:end], start, infer_V, train_V, place_V)
+                if optional:
+                    valid[:n] = 1
                 faults[layout.POSITIVE] += positive
             while row < last_row and offsets_B1[row] < end:
                 first, last = max(offsets_B1[row], start), min(offsets_B1[row + 1], end)
@@ -512,7 +507,7 @@ def _entry(fingerprint: int) -> Any:
                 if offsets_B1[row + 1] > end:
                     break
                 row += 1
-            if len(post_N) or len(ids_N) or len(entropy_N) or len(infer_entropy_N) or len(p2_N):
+            if optional:
                 if kept:
                     stages.log_ratios(infer_V[:kept], train_V[:kept], d[:kept])
                 _extras(
@@ -545,6 +540,7 @@ def _entry(fingerprint: int) -> Any:
                     larges += abs(d[over[j]]) >= stages.SMALL
             # Pieces: the sums of sequences and of everything.
             first, j = 0, 0
+            sum_d, sum_p, sum_gap, sum_size = 0.0, 0.0, 0.0, 0.0
             for k in range(pieces):
                 last = piece_end[k]
                 target = rows_BQ[piece_row[k]]
@@ -565,20 +561,23 @@ def _entry(fingerprint: int) -> Any:
                 piece_low, piece_high = stages.extremes(d[first:last])
                 _finish_piece(last - first, j - begin, sums, big, clipped, piece_low, piece_high, seen, target, total)
                 count_B2[piece_row[k], VALID] += last - first
+                sum_d += sums[10] - sums[11]
+                sum_size += sums[16]
+                sum_p += sums[18]
+                sum_gap += sums[19]
                 first = last
 
             # Moments of the block.
-            sum_d, sum_p, sum_gap, sum_size, largest = stages.means(d[:kept], p[:kept], gap[:kept])
             moments[0], moments[1], moments[3], moments[6] = kept, sum_d / kept, sum_size / kept, sum_p / kept
-            moments[5], moments[10] = moments[6] + sum_gap / kept, largest
-            moments[2], moments[4], moments[7], moments[8], moments[9] = stages.squares(
+            moments[5] = moments[6] + sum_gap / kept
+            moments[2], moments[4], moments[7], moments[8], moments[9], moments[10] = stages.squares(
                 d[:kept], p[:kept], gap[:kept], moments[1], moments[6], sum_gap / kept, moments[3]
             )
             add_moments(moment, moments)
 
             # Grids, and what is counted per sequence.
             if level >= layout.WITH_BINS:
-                stages.probability_bins(infer_V[:kept], edges, bins[:kept])
+                stages.probability_bins(infer_V[:kept], first_bin, edges, bins[:kept])
             first = 0
             for k in range(pieces):
                 last, of = piece_end[k], piece_row[k]
@@ -586,9 +585,7 @@ def _entry(fingerprint: int) -> Any:
                     _close(open_row, count_B2, open_octaves, open_bins, level, exceed, bin_sq, bucket_SB, octaves)
                     open_row = of
                 if len(advantage_N) == 0:
-                    base = sign_B[of] * CELLS
-                    for i in range(first, last):
-                        sign_grid[base + cell[i]] += 1
+                    stages.count_cells(cell[first:last], sign_grid[sign_B[of] * CELLS :])
                 else:
                     sign = code_PV[layout.BY_ADVANTAGE, first] if sign_B[of] < 0 else sign_B[of]
                     for i in range(first, last):
@@ -596,11 +593,9 @@ def _entry(fingerprint: int) -> Any:
                         sign_grid[code * CELLS + cell[i]] += 1
                         sign = sign if code == sign else layout.UNKNOWN_SIGN
                     sign_B[of] = sign
-                for i in range(first, last):
-                    open_octaves[octave[i]] += 1
+                stages.count_cells(octave[first:last], open_octaves)
                 if level >= layout.WITH_BINS:
-                    for i in range(first, last):
-                        open_bins[bins[i]] += 1
+                    stages.count_cells(bins[first:last], open_bins)
                 if level >= layout.ALL:
                     _segments(
                         first, last, offsets_B1[of], place_V, code_PV, base_P, d, complement, k3, octave, one,
@@ -625,6 +620,9 @@ def _entry(fingerprint: int) -> Any:
                                     at = base_P[q] + code_PV[q, i]
                                     add_scaled(stats[at, layout.STAT_MANTISSA :], mantissa, exponent)
             for side in range(2):
+                full = pick_counts[side] == PICKS
+                if full and (high if side == 0 else -low) <= pick_values[side, PICKS - 1]:
+                    continue
                 pick_counts[side] = _pick(
                     d[:kept], place_V, 1.0 - 2.0 * side, pick_values[side], pick_places[side], pick_counts[side]
                 )

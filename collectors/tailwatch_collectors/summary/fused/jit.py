@@ -28,6 +28,8 @@ def _fingerprint() -> int:
 FINGERPRINT: Final = _fingerprint()
 
 _COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_FAST = {"contract", "reassoc", "nsz", "nnan", "ninf"}
 
 
 def strict() -> Callable[..., Any]:
@@ -35,19 +37,19 @@ def strict() -> Callable[..., Any]:
 
     Called from a `fast` function it keeps its order, for LLVM inlines it with its own flags (numba's inlining would not).
     """
-    decorate: Callable[..., Any] = njit(**_COMMON, fastmath={"contract"})
+    decorate: Callable[..., Any] = njit(**_COMMON, **_INNER, fastmath={"contract"})
     return decorate
 
 
 def counting() -> Callable[..., Any]:
     """Sums in any order; NaN and infinity are what they are: for tokens not checked yet."""
-    decorate: Callable[..., Any] = njit(**_COMMON, fastmath={"contract", "reassoc", "nsz"})
+    decorate: Callable[..., Any] = njit(**_COMMON, **_INNER, fastmath={"contract", "reassoc", "nsz"})
     return decorate
 
 
 def fast() -> Callable[..., Any]:
     """Sums in any order of numbers known to be finite."""
-    decorate: Callable[..., Any] = njit(**_COMMON, fastmath={"contract", "reassoc", "nsz", "nnan", "ninf"})
+    decorate: Callable[..., Any] = njit(**_COMMON, **_INNER, fastmath=_FAST)
     return decorate
 
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tailwatch_collectors.summary import schema
 from tailwatch_collectors.summary.grid import cell_count
 
-BLOCK: Final = 2_048
+BLOCK: Final = 4_096
 """Tokens of a block: its arrays stay in the fastest caches."""
 CHUNK: Final = 32_768
 """Tokens after which a chunk ends, with its last sequence: what one thread takes at a time, however many there are."""
@@ -154,6 +157,22 @@ LEVELS: Final = len(schema.EXCEED_EXPONENTS)
 FIRST_LEVEL: Final = schema.EXCEED_EXPONENTS[0] - schema.MIN_EXPONENT
 """Octave cells between zero's and the first level's."""
 PICKS: Final = schema.WORST_TOKENS
+
+# --- probability bins ---
+EDGE_SHIFT: Final = 19
+"""Bits of a float32 log-prob below its sign, exponent and 4 bits: no two edges share the rest."""
+
+
+def edge_table() -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """By the bits of |log-prob| above EDGE_SHIFT: the bin of the smallest log-prob, and the edge above it."""
+    keys = 1 << (31 - EDGE_SHIFT)
+    lowest = -((np.arange(1, keys + 1) << EDGE_SHIFT) - 1).astype(np.uint32).view(np.float32)
+    edges = schema.PROBABILITY_LOG_EDGES
+    first_bin = np.searchsorted(edges, np.where(np.isnan(lowest), -np.inf, lowest), side="right").astype(np.int32)
+    edge = np.full(keys, np.inf, np.float32)
+    edge[edges.view(np.int32) >> EDGE_SHIFT & (keys - 1)] = edges
+    return first_bin, edge
+
 
 # --- levels of detail: what a benchmark tells apart ---
 UNSLICED: Final = 0

@@ -13,7 +13,15 @@ import numpy as np
 
 from tailwatch_collectors.summary import schema
 from tailwatch_collectors.summary.fused import layout
-from tailwatch_collectors.summary.fused.arithmetic import LOWEST, bits32, log_cosh_half, small_terms, split
+from tailwatch_collectors.summary.fused.arithmetic import (
+    LOWEST,
+    bits32,
+    larger,
+    log_cosh_half,
+    small_terms,
+    smaller,
+    split,
+)
 from tailwatch_collectors.summary.fused.jit import counting, fast, strict
 
 LOG_2X: Final = float(schema.LOG_RATIO_THRESHOLDS[schema.RATIO_THRESHOLDS.index(2.0)])
@@ -35,7 +43,7 @@ _ZERO_BIN_CELL: Final = (_TOP >> _BIN_SHIFT) + 1
 _OCTAVE_SHIFT: Final = schema.TOKEN_BITS - schema.OCTAVE_BITS
 ZERO_OCTAVE: Final = (_TOP >> _OCTAVE_SHIFT) + 1
 
-SUMS: Final = 18
+SUMS: Final = 20
 """Numbers that `sums` writes."""
 
 
@@ -76,9 +84,7 @@ def extremes(d: Any) -> Any:
     """Smallest and largest."""
     low, high = d[0], d[0]
     for i in range(len(d)):
-        value = d[i]
-        low = value if value < low else low
-        high = value if value > high else high
+        low, high = smaller(low, d[i]), larger(high, d[i])
     return low, high
 
 
@@ -91,11 +97,12 @@ def cells(infer: Any, train: Any, d: Any, cell: Any, bin_cell: Any, octave: Any,
         sign = bits >> np.int32(31)  # 0, or -1 where negative: (n ^ -1) + 1 is -n
         index = ((bits & np.int32(0x7FFFFFFF)) >> np.int32(_SHIFT)) - np.int32(_BIAS)
         index = min(max(index, np.int32(-1)), np.int32(_TOP))
-        cell[i] = (((index + np.int32(1)) ^ sign) - sign) + np.int32(_ZERO_CELL)
-        coarse = (index >> np.int32(_BIN_SHIFT)) + np.int32(1)
-        bin_cell[i] = ((coarse ^ sign) - sign) + np.int32(_ZERO_BIN_CELL)
-        power = (index >> np.int32(_OCTAVE_SHIFT)) + np.int32(1)
-        octave[i] = ((power ^ sign) - sign) + np.int32(ZERO_OCTAVE)
+        fine = (((index + np.int32(1)) ^ sign) - sign) + np.int32(_ZERO_CELL)
+        coarse = (((index >> np.int32(_BIN_SHIFT)) + np.int32(1)) ^ sign) - sign
+        power = (((index >> np.int32(_OCTAVE_SHIFT)) + np.int32(1)) ^ sign) - sign
+        cell[i] = np.uint16(fine)
+        bin_cell[i] = np.uint16(coarse + np.int32(_ZERO_BIN_CELL))
+        octave[i] = np.uint8(power + np.int32(ZERO_OCTAVE))
         outside += np.int32(index == np.int32(_TOP))
     for i in range(len(d)):
         x, y = infer[i], train[i]
@@ -107,19 +114,39 @@ def cells(infer: Any, train: Any, d: Any, cell: Any, bin_cell: Any, octave: Any,
 
 
 @strict()
-def probability_bins(infer: Any, edges: Any, bins: Any) -> Any:
-    """Fill the bin of each token: how many edges it has reached."""
+def probability_bins(infer: Any, first_bin: Any, edge: Any, bins: Any) -> Any:
+    """Fill the bin of each token: how many edges it has reached.
+
+    The top bits of a float32 name a range that holds one edge at most: the bin below it, and one comparison.
+    """
     for i in range(len(infer)):
-        bins[i] = 0
-    for edge in edges:
-        for i in range(len(infer)):
-            bins[i] += np.int32(infer[i] >= edge)
+        x = min(infer[i], _ZERO)
+        key = np.uint32((bits32(x) & np.int32(0x7FFFFFFF)) >> np.int32(layout.EDGE_SHIFT))
+        bins[i] = np.uint8(first_bin[key] + np.int32(x >= edge[key]))
+
+
+@strict()
+def fill(infer: Any, train: Any, start: Any, infer_V: Any, train_V: Any, place_V: Any) -> Any:
+    """Take over a block in which every token counts."""
+    for i in range(len(infer)):
+        infer_V[i] = infer[i]
+    for i in range(len(infer)):
+        train_V[i] = train[i]
+    for i in range(len(infer)):
+        place_V[i] = start + i
+
+
+@strict()
+def count_cells(cell: Any, counts: Any) -> Any:
+    """Count unsigned cell numbers."""
+    for i in range(len(cell)):
+        counts[cell[i]] += 1
 
 
 @fast()
 def sums(infer: Any, train: Any, d: Any, mean: Any, p: Any, complement: Any, gap: Any, k3: Any, out: Any) -> Any:
     """Sums over the tokens of one sequence in a block, exponentials of d where |d| < 0.5 alone; fill four arrays."""
-    infer_sum, train_sum, complement_sum, gap_sum = 0.0, 0.0, 0.0, 0.0
+    infer_sum, train_sum, complement_sum, p_sum, gap_sum, size_sum = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     positive, negative, square, m2 = 0.0, 0.0, 0.0, 0.0
     excess_positive, excess_negative, excess_sq, ratio_abs = 0.0, 0.0, 0.0, 0.0
     k3_sum, k3_inverse, weighted_positive, weighted_negative, reverse_k3, js = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
@@ -155,7 +182,9 @@ def sums(infer: Any, train: Any, d: Any, mean: Any, p: Any, complement: Any, gap
         reverse_k3 += ratio * down
         js += (1.0 + 0.5 * excess) * of_js
         ratio_abs += abs(small) + (up if up > down else down)
-        gap_sum += abs(difference)
+        p_sum += q
+        gap_sum += difference
+        size_sum += abs(difference)
         p[i] = q
         complement[i] = rest
         gap[i] = difference
@@ -164,7 +193,7 @@ def sums(infer: Any, train: Any, d: Any, mean: Any, p: Any, complement: Any, gap
     out[4], out[5], out[6], out[7] = k3_sum, k3_inverse, weighted_positive, weighted_negative
     out[8], out[9] = reverse_k3, js
     out[10], out[11], out[12], out[13], out[14] = positive, negative, square, infer_sum, train_sum
-    out[15], out[16], out[17] = complement_sum, gap_sum, m2
+    out[15], out[16], out[17], out[18], out[19] = complement_sum, size_sum, m2, p_sum, gap_sum
 
 
 @strict()
@@ -176,11 +205,11 @@ def _complement(s: Any, m: Any) -> Any:
 @strict()
 def beyond(d: Any, threshold: Any, index: Any) -> Any:
     """Fill `index` with the tokens of |d| > threshold; how many."""
-    count = 0
+    count = np.uint64(0)
     for i in range(len(d)):
         index[count] = i
-        count += np.int64(abs(d[i]) > threshold)
-    return count
+        count += np.uint64(abs(d[i]) > threshold)
+    return np.int64(count)
 
 
 @strict()
@@ -202,28 +231,14 @@ def large_terms(d: Any, excess: Any, ratio: Any, k3: Any, js: Any) -> Any:
 
 
 @fast()
-def means(d: Any, p: Any, gap: Any) -> Any:
-    """Sums of d, p_infer, p_train - p_infer and |p_train - p_infer|, and the largest of the last."""
-    d_sum, p_sum, gap_sum, size_sum = 0.0, 0.0, 0.0, 0.0
-    for i in range(len(d)):
-        d_sum += d[i]
-        p_sum += p[i]
-        gap_sum += gap[i]
-        size_sum += abs(gap[i])
-    largest = 0.0
-    for i in range(len(d)):
-        size = abs(gap[i])
-        largest = size if size > largest else largest
-    return d_sum, p_sum, gap_sum, size_sum, largest
-
-
-@fast()
 def squares(d: Any, p: Any, gap: Any, mean_d: Any, mean_p: Any, mean_gap: Any, mean_size: Any) -> Any:
-    """Sums of squared deviations: of d, of |gap|, of p_train, of p_infer, and the product of the last two."""
-    of_d, of_size, of_train, of_infer, both = 0.0, 0.0, 0.0, 0.0, 0.0
+    """Sums of squared deviations: of d, of |gap|, of p_train, of p_infer, product of the last two; largest |gap|."""
+    of_d, of_size, of_train, of_infer, both, largest = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for i in range(len(d)):
         a = d[i] - mean_d
-        b = abs(gap[i]) - mean_size
+        size = abs(gap[i])
+        largest = larger(largest, size)
+        b = size - mean_size
         y = p[i] - mean_p
         x = y + (gap[i] - mean_gap)
         of_d += a * a
@@ -231,32 +246,27 @@ def squares(d: Any, p: Any, gap: Any, mean_d: Any, mean_p: Any, mean_gap: Any, m
         of_train += x * x
         of_infer += y * y
         both += x * y
-    return of_d, of_size, of_train, of_infer, both
+    return of_d, of_size, of_train, of_infer, both, largest
 
 
 @fast()
 def bucket(d: Any, complement: Any, k3: Any, out: Any) -> Any:
     """Statistics of the tokens of one bucket, into out[STAT]."""
-    total, positive, rest, divergence = 0.0, 0.0, 0.0, 0.0
+    positive, negative, rest, divergence = 0.0, 0.0, 0.0, 0.0
     low, high, twice, five = d[0], d[0], 0.0, 0.0
     n = len(d)
     for i in range(n):
         value = d[i]
-        total += value
         positive += value if value > 0.0 else 0.0
+        negative += -value if value < 0.0 else 0.0
         rest += complement[i]
         divergence += k3[i]
-        low = value if value < low else low
-        high = value if value > high else high
-    negative = 0.0
-    if low < 0.0:
-        for i in range(n):
-            negative += -d[i] if d[i] < 0.0 else 0.0
+        low, high = smaller(low, value), larger(high, value)
     if high > LOG_2X or low < -LOG_2X:
         for i in range(n):
             twice += 1.0 if abs(d[i]) > LOG_2X else 0.0
             five += 1.0 if abs(d[i]) > LOG_5X else 0.0
-    mean = total / n
+    mean = (positive - negative) / n
     m2 = 0.0
     for i in range(n):
         m2 += (d[i] - mean) * (d[i] - mean)
@@ -305,6 +315,17 @@ def scores(train: Any, other: Any, d: Any, out: Any) -> Any:
                 out[steep] = d[i] / math.sqrt(norm)
                 steep += 1
     return count, norms, traces, steep
+
+
+@strict()
+def heads(infer: Any, train: Any, x: Any, y: Any, there: Any) -> Any:
+    """Take over the first tokens of a sequence; 0 where one does not count."""
+    for i in range(len(infer)):
+        a, b = infer[i], train[i]
+        fine = (a <= _TOLERANCE) & (b <= _TOLERANCE) & (a >= -_LARGEST) & (b >= -_LARGEST)
+        there[i] = 1.0 if fine else 0.0
+        x[i] = np.float64(a) if fine else 0.0
+        y[i] = np.float64(b) if fine else 0.0
 
 
 @fast()

@@ -35,6 +35,7 @@ Int32Array = NDArray[np.int32]
 Float64Array = NDArray[np.float64]
 
 _ABSENT: dict[Any, NDArray[Any]] = {dtype: np.empty(0, dtype) for dtype in (np.bool_, np.int16, np.int32, np.float32)}
+_EDGE_TABLE = layout.edge_table()
 _TOKEN_LABELS = {"advantage": schema.ADVANTAGE_SIGNS, "lag": schema.LAG_LABELS, "turn": schema.TURN_LABELS}
 
 
@@ -167,7 +168,7 @@ def parts(batch: Batch, *, sample: bool = False, threads: int = 1, level: int = 
                 *(_column(values, dtype) for values, dtype in _columns(batch)),
                 _column(advantage_N, np.float32), _column(version_N, np.int32), _column(batch.turn_N, np.int16),
                 version or 0, plan.base_P, sign_B, plan.bucket_SB,
-                batch.offsets_B1, schema.LAG_EDGES, schema.PROBABILITY_LOG_EDGES, schema.LOG_RATIO_THRESHOLDS,
+                batch.offsets_B1, schema.LAG_EDGES, *_EDGE_TABLE, schema.LOG_RATIO_THRESHOLDS,
                 level, chunk, first, last,
                 rows_BQ, count_B2,
                 chunks.total, chunks.extreme, chunks.moment, chunks.align,
