@@ -97,13 +97,13 @@ def decode(body: bytes | memoryview, *, limits: WireLimits | None = None) -> Dec
         with pa.ipc.open_stream(pa.py_buffer(body)) as reader:
             table = reader.read_all()
         table.validate(full=True)
+        names = table.column_names  # decoded here, and by older pyarrow without a check of its own
     except (pa.ArrowException, ValueError, OSError, UnicodeDecodeError) as error:
         raise WireError(FieldError(reason=f"not a readable Arrow IPC stream: {_first_line(error)}")) from error
     metadata = table.schema.metadata or {}
     meta = _meta_from_wire(metadata)
     if table.num_rows > limits.rows:
         raise WireError(FieldError(reason=f"{table.num_rows} rows, limit {limits.rows}"))
-    names = table.column_names
     duplicated = [name for name, count in Counter(names).items() if count > 1]
     if duplicated:
         raise WireError(*(FieldError(column=name, reason="appears more than once") for name in sorted(duplicated)))
