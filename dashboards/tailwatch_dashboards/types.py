@@ -230,10 +230,10 @@ class Slider:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignShare:
-    """What a correction touches among the sequences of one sign of the advantage."""
+    """What a correction touches among the tokens or sequences of one sign of the advantage."""
 
     sign: str
-    sequences: int
+    count: int
     share: float
 
 

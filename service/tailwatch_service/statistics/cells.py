@@ -5,6 +5,7 @@ read from a histogram. Inside a cell d is taken to be uniform.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from tailwatch_collectors.summary.grid import Grid, cell_count, cell_edges, cell_values, zero_cell
 
 Float64Array = NDArray[np.float64]
+
+Parts = tuple[float | None, float | None]
 
 LARGEST_LOG = 700.0
 """Beyond e^700 products have no float64."""
@@ -62,10 +65,17 @@ def cells_of(grid: Grid, *, bits: int, low: float = -math.inf, high: float = mat
     return Cells(start, np.maximum(start, end), counts[:, 0], counts[:, -1])
 
 
-def cut_at(cells: Cells, low: float, high: float) -> Cut:
-    """Cut at low <= high; a point on a bound is inside."""
-    below_K = _part_below(cells, low)
-    above_K = 1 - _part_below(cells, high, ties=True)
+def cut_at(cells: Cells, low: float, high: float, *, parts: Parts = (None, None)) -> Cut:
+    """Cut at low <= high; a point on a bound is inside.
+
+    Args:
+        cells: the cells.
+        low: lower bound.
+        high: upper bound.
+        parts: of the cell that each bound divides, how much is beyond it; None: what its width says.
+    """
+    below_K = _known(cells, low, _part_below(cells, low), parts[0])
+    above_K = _known(cells, high, 1 - _part_below(cells, high, ties=True), parts[1])
     divided_K = ((below_K > 0) & (below_K < 1)) | ((above_K > 0) & (above_K < 1))
     return Cut(
         cells=cells,
@@ -78,6 +88,20 @@ def cut_at(cells: Cells, low: float, high: float) -> Cut:
         high_K=np.clip(cells.high_K, low, high),
         units_K=cells.units_K * np.maximum(0.0, 1 - below_K - above_K),
     )
+
+
+def joined(parts: Sequence[Cells]) -> Cells:
+    """Cells of several grids of one kind, one after the other."""
+    names = ("low_K", "high_K", "units_K", "tokens_K")
+    return Cells(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def part_beyond(cells: Cells, bound: float, *, count: float, above: bool) -> float | None:
+    """How much of the cell that a bound divides is beyond it, where `count` units are; None where it divides none."""
+    divided = cells.at(bound)
+    whole_K = cells.low_K >= bound if above else cells.high_K <= bound
+    point_K = (cells.low_K == cells.high_K) & (cells.low_K == bound)
+    return min(1.0, max(0.0, count - float(cells.units_K[whole_K & ~point_K].sum())) / divided) if divided else None
 
 
 def reach_of_budget(cells: Cells, budget: float) -> float:
@@ -105,6 +129,11 @@ def mean_exp(low_K: Float64Array, high_K: Float64Array) -> Float64Array:
         mean_K: Float64Array = np.exp(low_K) * np.where(width_K > 0, np.expm1(width_K) / width_K, 1.0)
     # A stretch wider than float64 reaches down to 0: its mean is e^high / width.
     return np.where(width_K > LARGEST_LOG, np.exp(high_K) / np.maximum(width_K, 1.0), mean_K)
+
+
+def _known(cells: Cells, bound: float, part_K: Float64Array, known: float | None) -> Float64Array:
+    """The parts, with a known one in the cell that the bound divides."""
+    return part_K if known is None else np.where((cells.low_K < bound) & (bound < cells.high_K), known, part_K)
 
 
 def _part_below(cells: Cells, bound: float, *, ties: bool = False) -> Float64Array:

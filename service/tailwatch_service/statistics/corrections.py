@@ -94,7 +94,7 @@ CORRECTIONS: Mapping[str, Correction] = {
             name="m2po", title="M2PO", quantity="token", effect="budget", weighted=True,
             budget=Bound(default=0.04, least=0.0005, most=0.5),
             description="Tokens with the largest |d| are dropped until the mean of d² over the rest is within the "
-            "budget. The published form looks only at tokens whose advantage points outwards: this is its upper limit.",
+            "budget, as AReaL does. The paper looks only at tokens whose advantage points outwards and drops fewer.",
             reference="M2PO (arXiv 2510.01161), AReaL m2_threshold",
         ),
         Correction(

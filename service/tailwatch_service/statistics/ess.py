@@ -19,17 +19,26 @@ _PIECE = 65_536
 def ess(summary: Summary) -> dict[str, Value]:
     """ESS over tokens and sequences, and the sequence ESS that independent noise of the same spread would give."""
     complete = summary.count("sequences_complete")
-    of_tokens = (schema.TOKEN_SCALED.index("ratio"), schema.TOKEN_SCALED.index("ratio_sq"))
-    of_sequences = (schema.SEQUENCE_SCALED.index("ratio"), schema.SEQUENCE_SCALED.index("ratio_sq"))
-    token = _ess(summary.token_scaled, *of_tokens, summary.tokens)
-    sequence = _ess(summary.sequence_scaled, *of_sequences, complete)
+    sequence = ess_sequence(summary)
     expected = _expected(summary) if complete else math.nan
     return {
-        "ess_token": token if summary.tokens else NO_TOKENS,
+        "ess_token": ess_token(summary) if summary.tokens else NO_TOKENS,
         "ess_sequence": sequence if complete else NO_SEQUENCES,
         "ess_sequence_expected": expected if complete else NO_SEQUENCES,
         "ess_length_residual": sequence / expected if complete else NO_SEQUENCES,
     }
+
+
+def ess_token(summary: Summary) -> float:
+    """Over tokens; NaN where there are none."""
+    first, second = (schema.TOKEN_SCALED.index(name) for name in ("ratio", "ratio_sq"))
+    return _ess(summary.token_scaled, first, second, summary.tokens)
+
+
+def ess_sequence(summary: Summary) -> float:
+    """Over complete sequences; NaN where there are none."""
+    first, second = (schema.SEQUENCE_SCALED.index(name) for name in ("ratio", "ratio_sq"))
+    return _ess(summary.sequence_scaled, first, second, summary.count("sequences_complete"))
 
 
 def _ess(sums: ScaledSums, first: int, second: int, count: int) -> float:

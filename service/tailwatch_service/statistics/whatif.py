@@ -1,9 +1,9 @@
 """What-if: what a correction would do to a step, read from the grids of its summary.
 
-Shares are exact where the bound is one of `schema.RATIO_THRESHOLDS` (or its inverse). Elsewhere the cell that holds
-the bound is split evenly, and `share_error` says how much of the batch that cell holds. Sums of weights take d to be
-uniform inside a cell. A combination of corrections is refused: a histogram of tokens and one of sequences do not say
-which token is in which sequence.
+Shares of tokens are exact where the bound is one of `schema.RATIO_THRESHOLDS` (or its inverse) and the sign of the
+advantage does not matter. Elsewhere the cell that holds the bound is split evenly, and `share_error` says how much of
+the batch that cell holds. Sums of weights take d to be uniform inside a cell. A combination of corrections is refused:
+a histogram of tokens and one of sequences do not say which token is in which sequence.
 """
 
 from __future__ import annotations
@@ -11,26 +11,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from tailwatch_collectors.summary import Summary, schema
+from tailwatch_collectors.summary.grid import cell_count
 from tailwatch_service.statistics.cells import (
     LARGEST_LOG,
     Cells,
     Cut,
     Float64Array,
+    Parts,
     cells_of,
     cut_at,
+    joined,
     mean_exp,
+    part_beyond,
     reach_of_budget,
 )
 from tailwatch_service.statistics.corrections import CORRECTIONS, Bound, Correction
-from tailwatch_service.statistics.ess import ess
+from tailwatch_service.statistics.ess import ess_sequence, ess_token
 from tailwatch_service.statistics.values import NO_SEQUENCES, NO_TOKENS, sequence_mean, token_mean
 
-NO_SIGNS = "depends on the sign of each token's advantage, which the grid of tokens does not hold"
+NO_SIGNS = "depends on the sign of each advantage, which was not sent: the share is the most it can touch"
 _GRID_OF = {"product": "S", "geometric": "g", "smallest": "min"}
 
 
@@ -45,10 +48,10 @@ class WhatIfError(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignShare:
-    """What is touched among the sequences of one sign of the advantage."""
+    """What is touched among the tokens or sequences of one sign of the advantage."""
 
     sign: str
-    sequences: int
+    count: int
     share: float
 
 
@@ -65,7 +68,7 @@ class Outcome:
     count: int
     """Units in the step."""
     share: float
-    """Of the units that it touches. Of a clip on tokens: outside the bounds, the most it can touch."""
+    """Of the units that it touches; where advantages were not sent, the most that a clip can."""
     above: float
     """Share above the upper bound."""
     below: float
@@ -132,39 +135,33 @@ def what_if(
     if count == 0:
         return NO_TOKENS if of_tokens else NO_SEQUENCES
     parts = _parts(summary, known)
-    bounds = _with_reach(bounds, parts[0])
+    bounds = _with_reach(bounds, joined(parts))
     low, high = _log(bounds["lower"], -math.inf), _log(bounds["upper"], math.inf)
-    cuts = [cut_at(part, low, high) for part in parts]
-    sides = _sides_of_tokens(summary, bounds, cuts[0]) if of_tokens else _sides(cuts)
-    touched = [_touched(known, cut, sign) for cut, sign in zip(cuts, _signs(known), strict=True)]
-    share = (sides.above + sides.below if of_tokens else sum(units for units, _ in touched)) / count
-    after = None if known.effect == "clips" and of_tokens else _weights(known, cuts, low, high)
+    divided, exact = _divided(summary, joined(parts), bounds) if of_tokens else ((None, None), False)
+    cuts = [cut_at(part, low, high, parts=divided) for part in parts]
+    touched = [_touched(known, cut, sign) for cut, sign in zip(cuts, schema.ADVANTAGE_SIGNS, strict=True)]
+    by_sign = _by_sign(parts, touched)
+    unknown = known.effect == "clips" and any(one.sign == "unknown" for one in by_sign)
+    after = None if unknown and of_tokens else _weights(known, cuts, low, high, divided)
     ess_before, mean_before = _before(summary, known, parts, count)
+    certain = exact and (known.effect != "clips" or len(by_sign) == 1)
     return Outcome(
         correction=name,
         **bounds,
         unit="tokens" if of_tokens else "sequences",
         count=count,
-        share=share,
-        above=sides.above / count,
-        below=sides.below / count,
-        share_error=sides.unsure / count,
-        token_share=share if of_tokens else sum(tokens for _, tokens in touched) / _tokens(parts),
-        signs=() if of_tokens else _by_sign(parts, touched),
+        share=sum(units for units, _ in touched) / count,
+        above=sum(cut.above for cut in cuts) / count,
+        below=sum(cut.below for cut in cuts) / count,
+        share_error=0.0 if certain else sum(cut.unsure for cut in cuts) / count,
+        token_share=sum(tokens for _, tokens in touched) / sum(float(part.tokens_K.sum()) for part in parts),
+        signs=by_sign,
         ess_before=ess_before,
         ess_after=after.ess(count) if after else None,
         mean_before=mean_before,
         mean_after=after.mean(count) if after else None,
         missing=None if after else NO_SIGNS,
     )
-
-
-class _Sides(NamedTuple):
-    """Units beyond the bounds."""
-
-    above: float
-    below: float
-    unsure: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +182,16 @@ class _Weights:
 
 
 def _parts(summary: Summary, known: Correction) -> list[Cells]:
-    """The grid of the correction's quantity: one part for tokens, one per sign of the advantage for sequences."""
+    """The grid of the correction's quantity, one part per sign of the advantage."""
+    signs = range(len(schema.ADVANTAGE_SIGNS))
     if known.quantity == "token":
         low = float(summary.minima[schema.MINIMA.index("log_ratio")])
         high = float(summary.maxima[schema.MAXIMA.index("log_ratio")])
-        return [cells_of(summary.grid, bits=schema.TOKEN_BITS, low=low, high=high)]
-    signs = len(schema.ADVANTAGE_SIGNS)
+        size = cell_count(schema.TOKEN_BITS)
+        of_sign = (summary.sign_grid.part(sign, size=size) for sign in signs)
+        return [cells_of(grid, bits=schema.TOKEN_BITS, low=low, high=high) for grid in of_sign]
     name = _GRID_OF[known.quantity]
-    grids = (summary.sequence_part(name, sign) for sign in range(signs))
-    return [cells_of(grid, bits=schema.SEQUENCE_BITS[name]) for grid in grids]
-
-
-def _signs(known: Correction) -> Sequence[str]:
-    return ("unknown",) if known.quantity == "token" else schema.ADVANTAGE_SIGNS
+    return [cells_of(summary.sequence_part(name, sign), bits=schema.SEQUENCE_BITS[name]) for sign in signs]
 
 
 def _with_reach(bounds: dict[str, float | None], cells: Cells) -> dict[str, float | None]:
@@ -212,33 +206,29 @@ def _log(bound: float | None, otherwise: float) -> float:
     return otherwise if bound is None else math.log(bound)
 
 
-def _sides(cuts: Sequence[Cut]) -> _Sides:
-    above, below, unsure = (sum(getattr(cut, name) for cut in cuts) for name in _Sides._fields)
-    return _Sides(above, below, unsure)
-
-
-def _sides_of_tokens(summary: Summary, bounds: Mapping[str, float | None], cut: Cut) -> _Sides:
-    """Tokens beyond the bounds, exact where a bound is one that was counted."""
-    above, below, unsure = cut.above, cut.below, 0.0
-    for name, bound in (("upper", bounds["upper"]), ("lower", bounds["lower"])):
-        if bound is None:
-            continue
-        ratio = bound if name == "upper" else 1 / bound
+def _divided(summary: Summary, cells: Cells, bounds: Mapping[str, float | None]) -> tuple[Parts, bool]:
+    """How much of the cell that each bound divides is beyond it, where tokens beyond that bound were counted, and
+    whether they were for both."""
+    parts: list[float | None] = []
+    exact = True
+    for name, counts in (("lower", summary.below), ("upper", summary.above)):
+        bound = bounds[name]
+        ratio = math.nan if bound is None else bound if name == "upper" else 1 / bound
         index = next((i for i, C in enumerate(schema.RATIO_THRESHOLDS) if math.isclose(C, ratio)), None)
-        if index is None:
-            unsure += cut.cells.at(math.log(bound))
-        elif name == "upper":
-            above = float(summary.above[index])
+        if bound is None or index is None:
+            parts.append(None)
+            exact = exact and bound is None
         else:
-            below = float(summary.below[index])
-    return _Sides(above, below, unsure)
+            count = float(counts[index])
+            parts.append(part_beyond(cells, math.log(bound), count=count, above=name == "upper"))
+    return (parts[0], parts[1]), exact
 
 
 def _touched(known: Correction, cut: Cut, sign: str) -> tuple[float, float]:
-    """(units, tokens) touched in one part. A clip of sequences acts on the side that the advantage points to: of an
-    unknown advantage on both, of a zero one on none."""
+    """(units, tokens) touched in one part. A clip acts on the side that the advantage points to: of an unknown
+    advantage on both, of a zero one on none."""
     up, down = True, True
-    if known.effect == "clips" and known.quantity != "token":
+    if known.effect == "clips":
         up, down = sign in {"positive", "unknown"}, sign in {"negative", "unknown"}
     return up * cut.above + down * cut.below, up * cut.above_tokens + down * cut.below_tokens
 
@@ -252,18 +242,18 @@ def _before(summary: Summary, known: Correction, parts: Sequence[Cells], count: 
         return raw.ess(count), raw.mean(count)
     of_tokens = known.quantity == "token"
     mean = token_mean(summary)("ratio") if of_tokens else sequence_mean(summary)("ratio")
-    exact = ess(summary)["ess_token" if of_tokens else "ess_sequence"]
-    return float(exact), mean if math.isfinite(mean) else None
+    exact = ess_token(summary) if of_tokens else ess_sequence(summary)
+    return exact, mean if math.isfinite(mean) else None
 
 
-def _weights(known: Correction, cuts: Sequence[Cut], low: float, high: float) -> _Weights:
+def _weights(known: Correction, cuts: Sequence[Cut], low: float, high: float, divided: Parts) -> _Weights:
     """Sums over all units of what each weighs after the correction."""
     pieces: list[_Piece] = []
-    for cut, sign in zip(cuts, _signs(known), strict=True):
+    for cut, sign in zip(cuts, schema.ADVANTAGE_SIGNS, strict=True):
         # What is outside on the other side of a clip keeps its gradient and its weight.
         down = low if known.effect != "clips" or sign in {"negative", "unknown"} else -math.inf
         up = high if known.effect != "clips" or sign in {"positive", "unknown"} else math.inf
-        own = cut if (down, up) == (low, high) else cut_at(cut.cells, down, up)
+        own = cut if (down, up) == (low, high) else cut_at(cut.cells, down, up, parts=divided)
         pieces.append((own.low_K, own.high_K, own.units_K))
         if known.effect == "truncates":
             moved = [(bound, units) for bound, units in ((low, cut.below), (high, cut.above)) if units]
@@ -292,12 +282,8 @@ def _by_sign(parts: Sequence[Cells], touched: Sequence[tuple[float, float]]) -> 
     for sign, part, (units, _) in zip(schema.ADVANTAGE_SIGNS, parts, touched, strict=True):
         total = float(part.units_K.sum())
         if total:
-            found.append(SignShare(sign=sign, sequences=int(total), share=units / total))
+            found.append(SignShare(sign=sign, count=int(total), share=units / total))
     return tuple(found)
-
-
-def _tokens(parts: Sequence[Cells]) -> float:
-    return sum(float(part.tokens_K.sum()) for part in parts)
 
 
 def _bound(name: str, field: str, known: Bound | None, value: float | None) -> float | None:

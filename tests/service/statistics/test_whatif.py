@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tailwatch_collectors.batch import Batch
-from tailwatch_collectors.summary import Summary, merge, summarise
+from tailwatch_collectors.summary import Summary, merge, schema, summarise
+from tailwatch_collectors.summary.grid import Grid, cell_count
 from tailwatch_collectors.types import BatchMeta
 from tailwatch_service.statistics.corrections import CORRECTIONS
 from tailwatch_service.statistics.whatif import NO_SIGNS, Outcome, WhatIfError, what_if
@@ -87,7 +90,8 @@ def test_truncation_of_tokens(data: Tokens, name: str, upper: float) -> None:
     assert found.ess_after == pytest.approx(effective(cut), rel=5e-3)
     assert found.ess_before == pytest.approx(effective(w), rel=1e-9)
     assert found.mean_before == pytest.approx(w.mean(), rel=1e-9)
-    assert (found.below, found.signs, found.unit) == (0.0, (), "tokens")
+    assert (found.below, found.unit) == (0.0, "tokens")
+    assert sum(one.share * one.count for one in found.signs) == pytest.approx(found.share * w.size)
 
 
 @BOTH
@@ -103,7 +107,7 @@ def test_masking_of_tokens(data: Tokens, name: str, bounds: dict[str, float]) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("icepop", 0.5, 5.0), ("alp_clip", 0.5, 4.0), ("icepop", 1 / 1.28, 1.5)]
+    ("name", "low", "high"), [("icepop", 0.5, 5.0), ("icepop", 0.25, 10.0), ("icepop", 1 / 1.28, 1.5)]
 )
 def test_counted_bounds_are_exact(name: str, low: float, high: float) -> None:
     w = np.exp(HEAVY.d_CT)
@@ -113,13 +117,131 @@ def test_counted_bounds_are_exact(name: str, low: float, high: float) -> None:
     assert found.below * w.size == pytest.approx(np.count_nonzero(HEAVY.d_CT < math.log(low)), abs=1e-6)
 
 
+def clipped(data: Tokens, lower: float, upper: float) -> tuple[NDArray[np.bool_], Floats]:
+    """Which tokens lose their gradient, and what each weighs after it."""
+    w, sign = np.exp(data.d_CT), data.sign_C[:, None]
+    lost = ((w > upper) & (sign > 0)) | ((w < lower) & (sign < 0))
+    return lost, np.where(lost, 0.0, w)
+
+
 @BOTH
-def test_a_clip_on_tokens_says_that_signs_are_missing(data: Tokens) -> None:
-    found = replayed(data, "ppo_clip", lower=0.83, upper=1.17)
-    assert close(found.above, float((np.exp(data.d_CT) > 1.17).mean()), count=data.d_CT.size)
-    assert close(found.below, float((np.exp(data.d_CT) < 0.83).mean()), count=data.d_CT.size)
+@pytest.mark.parametrize(
+    ("name", "lower", "upper"), [("ppo_clip", 0.8, 1.2), ("ppo_clip", 0.83, 1.17), ("alp_clip", 0.5, 4.0)]
+)
+def test_a_clip_on_tokens_acts_on_the_side_of_the_advantage(
+    data: Tokens, name: str, lower: float, upper: float
+) -> None:
+    lost, weights = clipped(data, lower, upper)
+    found = replayed(data, name, lower=lower, upper=upper)
+    assert close(found.above, float((np.exp(data.d_CT) > upper).mean()), count=lost.size)
+    assert close(found.below, float((np.exp(data.d_CT) < lower).mean()), count=lost.size)
+    assert close(found.share, float(lost.mean()), count=lost.size)
+    assert abs(found.share - float(lost.mean())) <= found.share_error + 1e-12
+    assert found.token_share == found.share
+    assert found.ess_after == pytest.approx(effective(weights), rel=5e-3)
+    assert found.mean_after == pytest.approx(weights.mean(), rel=2e-3)
+    assert found.missing is None
+    by_sign = {one.sign: one for one in found.signs}
+    assert {sign: one.count for sign, one in by_sign.items()} == {
+        "negative": lost.size // 4, "zero": lost.size // 4, "positive": lost.size // 2
+    }  # fmt: skip
+    assert by_sign["zero"].share == 0.0
+    for sign, value in (("negative", -1.0), ("positive", 1.0)):
+        mine = lost[data.sign_C == value]
+        assert close(by_sign[sign].share, float(mine.mean()), count=mine.size)
+
+
+@BOTH
+def test_what_a_clip_touches_without_signs_is_the_most_it_can(data: Tokens) -> None:
+    unknown = schema.ADVANTAGE_SIGNS.index("unknown")
+    size = cell_count(schema.TOKEN_BITS)
+    pooled = Grid(data.summary.grid.keys + unknown * size, data.summary.grid.counts)
+    found = what_if(replace(data.summary, sign_grid=pooled), "ppo_clip", lower=0.8, upper=1.2)
+    assert isinstance(found, Outcome)
     assert found.share == found.above + found.below
     assert (found.ess_after, found.mean_after, found.missing) == (None, None, NO_SIGNS)
+    assert [(one.sign, one.share) for one in found.signs] == [("unknown", found.share)]
+
+
+@BOTH
+def test_shares_by_sign_of_a_mask_on_tokens(data: Tokens) -> None:
+    w = np.exp(data.d_CT)
+    found = replayed(data, "icepop", lower=0.5, upper=2.0)
+    assert found.share * w.size == pytest.approx(np.count_nonzero((w > 2.0) | (w < 0.5)), abs=1e-6)
+    assert sum(one.share * one.count for one in found.signs) == pytest.approx(found.share * w.size)
+    for one, value in zip(found.signs, (-1.0, 0.0, 1.0), strict=True):
+        mine = w[data.sign_C == value]
+        assert close(one.share, float(((mine > 2.0) | (mine < 0.5)).mean()), count=mine.size)
+
+
+TOKEN_BOUNDS = {
+    "tis_token": (None, (1.01, 20.0)), "mis_token": (None, (1.01, 20.0)), "cispo": (None, (1.01, 20.0)),
+    "icepop": ((0.05, 0.99), (1.01, 20.0)), "ppo_clip": ((0.05, 0.99), (1.01, 10.0)),
+    "alp_clip": ((0.05, 0.99), (1.01, 10.0)),
+}  # fmt: skip
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    name=st.sampled_from(sorted(TOKEN_BOUNDS)),
+    places=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    heavy=st.booleans(),
+)
+def test_any_bound_on_tokens_is_within_one_percent(name: str, places: tuple[float, float], heavy: bool) -> None:
+    data = HEAVY if heavy else LIGHT
+    bounds = {
+        field: span[0] + (span[1] - span[0]) * place**3
+        for field, span, place in zip(("lower", "upper"), TOKEN_BOUNDS[name], places, strict=True)
+        if span is not None
+    }
+    found = replayed(data, name, **bounds)
+    w, sign = np.exp(data.d_CT), data.sign_C[:, None]
+    above, below = w > bounds["upper"], w < bounds.get("lower", 0.0)
+    clips = name.endswith("_clip")
+    touched = (above & (sign > 0)) | (below & (sign < 0)) if clips else above | below
+    wanted = float(touched.mean())
+    assert abs(found.share - wanted) <= max(0.01 * wanted, 3 / w.size)
+    assert abs(found.share - wanted) <= found.share_error + 1e-9
+    truncates = name in {"tis_token", "cispo"}
+    weights = np.minimum(w, bounds["upper"]) if truncates else np.where(touched, 0.0, w)
+    assert found.mean_after == pytest.approx(float(weights.mean()), rel=0.01)
+    assert found.ess_after == pytest.approx(effective(weights), rel=0.01)
+
+
+SEQUENCE_BOUNDS = {
+    "tis_sequence": (None, (1.05, 20.0)), "mis_sequence": ((0.05, 0.95), (1.05, 20.0)),
+    "mis_geometric": ((0.9, 0.9995), (1.0005, 1.1)), "gspo": ((0.9, 0.9995), (1.0005, 1.1)),
+    "veto": ((0.01, 0.5), None),
+}  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    name=st.sampled_from(sorted(SEQUENCE_BOUNDS)),
+    places=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    heavy=st.booleans(),
+)
+def test_any_bound_on_sequences_is_within_what_it_says(name: str, places: tuple[float, float], heavy: bool) -> None:
+    data = HEAVY if heavy else LIGHT
+    bounds = {
+        field: span[0] + (span[1] - span[0]) * place
+        for field, span, place in zip(("lower", "upper"), SEQUENCE_BOUNDS[name], places, strict=True)
+        if span is not None
+    }
+    found = replayed(data, name, **bounds)
+    d = data.d_CT
+    logs = d.min(axis=1) if name == "veto" else d.sum(axis=1) if name.endswith("_sequence") else d.mean(axis=1)
+    above = logs > math.log(bounds.get("upper", math.inf))
+    below = logs < math.log(bounds["lower"]) if "lower" in bounds else np.zeros(len(logs), bool)
+    clips = name == "gspo"
+    touched = (above & (data.sign_C > 0)) | (below & (data.sign_C < 0)) if clips else above | below
+    wanted = float(touched.mean())
+    assert abs(found.share - wanted) <= found.share_error + 1e-9
+    # A grid of a few thousand sequences is no finer than its sample: a cell's split is off by its own noise.
+    assert abs(found.share - wanted) <= 0.01 * wanted + 3 * math.sqrt(found.share_error / SEQUENCES) + 1e-3
+    weight = np.ones(SEQUENCES) if name in {"veto", "mis_geometric"} else np.exp(logs)
+    after = np.minimum(weight, bounds["upper"]) if name == "tis_sequence" else np.where(touched, 0.0, weight)
+    assert found.mean_after == pytest.approx(float(after.mean()), rel=0.02, abs=5e-3)
 
 
 @BOTH
@@ -157,13 +279,13 @@ def test_masking_of_sequences_by_sign(data: Tokens) -> None:
     dropped = (weight > 2.0) | (weight < 0.5)
     assert close(found.share, float(dropped.mean()), count=SEQUENCES)
     assert found.ess_after == pytest.approx(effective(np.where(dropped, 0.0, weight)), rel=0.01)
-    assert [(one.sign, one.sequences) for one in found.signs] == [
+    assert [(one.sign, one.count) for one in found.signs] == [
         ("negative", 1000),
         ("zero", 1000),
         ("positive", 2000),
     ]
     for one, value in zip(found.signs, (-1.0, 0.0, 1.0), strict=True):
-        assert close(one.share, float(dropped[data.sign_C == value].mean()), count=one.sequences)
+        assert close(one.share, float(dropped[data.sign_C == value].mean()), count=one.count)
 
 
 @BOTH
