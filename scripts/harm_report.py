@@ -28,15 +28,17 @@ spool {harm.SPOOL_BYTES >> 20} MiB) under one kind of harm, compared with the sa
 before and after it. Written by `python scripts/harm_report.py`; `tests/e2e/test_harm.py` asserts everything but times.
 
 - **result**: whether the parameters at the end are the same to the last bit.
-- **step**: median step, as a ratio to the training without a collector. The machine was shared: read 0.95 to 1.05 as 1.
+- **in record**: median time a step spent in `record`, the only call in the loop.
+- **step**: median step, as a ratio to the training without a collector; **noise**: that training after it, as a ratio
+  to the same training before it. Both share two cores with other work and, where it is up, with the service itself.
 - **memory**: peak of the process above the training without a collector, libraries included (numpy is in both;
   pyarrow and httpx take about 50 MB).
 - **close**: how long `close()` took at the end (its limit was 5 s unless noted in the scenario).
 - **sent, on disk, dropped**: what the collector counted at its end. They add up to what was recorded.
 - **in the service at the end**: batches in the database after the spool was sent to a healthy service; all distinct.
 
-| harm | result | step | memory | disk | close | recorded | sent | on disk | dropped | in the service at the end |
-|---|---|---|---|---|---|---|---|---|---|---|
+| harm | result | in record | step | noise | memory | disk | close | recorded | sent | on disk | dropped | in the service at the end |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -44,7 +46,9 @@ def _line(title: str, found: list[Account], baselines: list[Account]) -> str:
     last = found[-1]
     same = {one.digest for one in found} == {baselines[0].digest}
     result = "identical" if same else "killed on purpose" if last.digest is None else "DIFFERENT"
+    inside = f"{1000 * statistics.median(last.recording):.2f} ms" if last.recording else ""
     ratio = "" if last.digest is None else f"{_step(found) / _step(baselines):.2f}"
+    noise = f"{_step(baselines[1::2]) / _step(baselines[::2]):.2f}"
     memory = "" if not last.rss_bytes else f"{(last.rss_bytes - baselines[0].rss_bytes) / 2**20:.0f} MB"
     stats = last.stats
     if stats:
@@ -57,7 +61,9 @@ def _line(title: str, found: list[Account], baselines: list[Account]) -> str:
     cells = [
         title,
         result,
+        inside,
         ratio,
+        noise,
         memory,
         f"{last.spool_bytes / 2**20:.1f} MB",
         f"{last.closing:.1f} s",

@@ -100,6 +100,22 @@ def test_what_is_on_disk_comes_oldest_first_and_live_items_do_not_wait_for_it(
     assert sum(later < earlier for earlier, later in itertools.pairwise(stored)) <= 1
 
 
+def test_what_is_on_disk_is_not_starved_by_live_items(service: FakeService, until: Until, tmp_path: Path) -> None:
+    service.always("batches", status=503)
+    collector = _connect(service.url, tmp_path)
+    _record(collector, *range(30))
+    until(lambda: collector.stats.spooled >= 29)
+    service.always("batches", delay=0.005)
+    until(lambda: service.batches)
+    _record(collector, *range(100, 130))
+    until(lambda: collector.stats.sent == 60)
+    collector.close()
+    early = _steps(service)[5:25]
+
+    assert sum(step >= 100 for step in early) >= 5
+    assert sum(step < 100 for step in early) >= 5
+
+
 def test_a_service_that_never_comes_costs_memory_and_disk_their_bounds_and_no_more(
     nobody: str, until: Until, tmp_path: Path
 ) -> None:

@@ -172,6 +172,8 @@ class Account:
     """Hash of all parameters at the end; None where the trainer was killed."""
     seconds: list[float] = field(default_factory=list)
     """Duration of every step."""
+    recording: list[float] = field(default_factory=list)
+    """Time each step spent in `record`."""
     closing: float = 0.0
     rss_bytes: int = 0
     spool_bytes: int = 0

@@ -64,12 +64,16 @@ def main(options: dict[str, Any]) -> None:
         import tailwatch_collectors as tailwatch
 
         collector = tailwatch.connect(project="harm", overhead_budget=0, **options["connect"])
-    loop, seconds = Loop(), []
+    loop = Loop()
+    seconds: list[float] = []
+    recording: list[float] = []
     for number in range(options.get("first", 0), options["steps"]):
         began = time.perf_counter()
         arrays = loop.step(number, options["tokens"])
         if collector is not None:
+            handing = time.perf_counter()
             collector.record(step=number, train_version=number, **arrays)
+            recording.append(time.perf_counter() - handing)
             arrays["infer_logprobs"][:] = 0  # a trainer reuses its buffers
         seconds.append(time.perf_counter() - began)
         if number in options.get("fork_at", []):
@@ -86,6 +90,7 @@ def main(options: dict[str, Any]) -> None:
             {
                 "digest": loop.digest(),
                 "seconds": seconds,
+                "recording": recording,
                 "closing": time.perf_counter() - began,
                 "rss_bytes": _peak(),
                 "stats": None if collector is None else _stats(collector),
