@@ -8,12 +8,12 @@ A step without a value takes its place in the window, and is neither a hit nor q
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from tailwatch_service.detection.classes import UNKNOWN_LAG, Declared, lag_bucket
 from tailwatch_service.detection.comparisons import HISTORY, Absence, Context, Reading
-from tailwatch_service.detection.rules import Check, Rule
+from tailwatch_service.detection.rules import LAG_0, Check, Rule
 from tailwatch_service.types import Finding, Severity, Transition
 
 _SEVERITY: tuple[Severity, Severity, Severity] = ("warning", "warning", "critical")
@@ -106,11 +106,14 @@ def judge(rules: Iterable[Rule], step: JudgedStep, state: State, *, run: Declare
         for slice_ in dict.fromkeys(check.slice for check in checks):
             key = state_key(rule.id, slice_)
             before = state.get(key, SliceState())
+            mine = [check for check in checks if check.slice == slice_]
+            at, old = lag, stale
             if rule.applies == "zero_lag" and lag not in {"0", UNKNOWN_LAG}:
+                mine, at, old = _of_lag_0(mine, step), "0", False
+            if not mine:
                 after[key] = before
                 continue
-            mine = [check for check in checks if check.slice == slice_]
-            after[key], finding = _judge_slice(rule, slice_, mine, step, before, run=run, lag=lag, stale=stale)
+            after[key], finding = _judge_slice(rule, slice_, mine, step, before, run=run, lag=at, stale=old)
             if finding is not None:
                 findings.append(finding)
             if not after[key].active:
@@ -121,6 +124,12 @@ def judge(rules: Iterable[Rule], step: JudgedStep, state: State, *, run: Declare
 def restarted(state: State) -> dict[str, SliceState]:
     """The state for the first step of another attempt: windows and streaks begin anew, the past and what fires stay."""
     return {key: SliceState(active=old.active, judged=old.judged, history=old.history) for key, old in state.items()}
+
+
+def _of_lag_0(checks: list[Check], step: JudgedStep) -> list[Check]:
+    """The checks, of the step's tokens at lag 0; without those that have no such form, or no value there."""
+    named = [check if check.metric.endswith(LAG_0) else replace(check, metric=check.metric + LAG_0) for check in checks]
+    return [check for check in named if check.metric in step.metrics]
 
 
 def _judge_slice(

@@ -16,8 +16,12 @@ MAX_WINDOW = 256
 """Longest window of steps."""
 
 Applies = Literal["all", "zero_lag"]
-"""zero_lag: only steps whose tokens are all at lag 0; where versions were not sent, all steps (a stale class of an
-asynchronous run)."""
+"""zero_lag: only tokens at lag 0. A step that has others too is judged by the metric's form for those at lag 0
+(`kl_k3_lag0` for `kl_k3`), and passed over where there is none; where versions were not sent, all steps are judged (a
+stale class of an asynchronous run)."""
+
+LAG_0 = "_lag0"
+"""What the name of a metric over the tokens at lag 0 ends in."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -95,6 +95,33 @@ def test_rules_for_lag_0_pass_over_stale_steps() -> None:
     assert events(rule, [1.5] * 2) == ["1:fired:warning"]
 
 
+def test_rules_for_lag_0_judge_the_tokens_at_lag_0_of_mixed_steps() -> None:
+    rule = replace(LINE, applies="zero_lag")
+    assert events(rule, [0.1] * 3, lag_mean=2.0, kl_k3_lag0=1.5) == ["1:fired:warning"]
+    assert events(rule, [9.0] * 3, lag_mean=2.0, kl_k3_lag0=0.1) == []
+    # Judged as what they are: fresh tokens, by the line of their own class.
+    fired = judge([rule], JudgedStep(step=1, metrics={"kl_k3": 0.1, "kl_k3_lag0": 3.0, "lag_mean": 2.0}), {}, run=DENSE)
+    assert [(f.metric, f.value, f.severity, f.basis) for f in fired.findings] == [
+        ("kl_k3_lag0", 3.0, "critical", "absolute line")
+    ]
+
+
+def test_mismatch_at_lag_0_is_found_in_an_asynchronous_run() -> None:
+    rule = RULES["MismatchK3High"]
+    stale = {"lag_mean": 1.5, "kl_k3": 5e-4}
+    steps = [stale | {"kl_k3_lag0": 2e-3}, stale, stale | {"kl_k3_lag0": 3e-3}, stale, stale | {"kl_k3_lag0": 2e-3}]
+    state: State = {}
+    found = []
+    for step, metrics in enumerate(steps):
+        outcome = judge(
+            [rule], JudgedStep(step=step, metrics=metrics), state, run=Declared(run_class="dense", asynchronous=True)
+        )
+        state = outcome.state
+        found += [(step, f.transition, f.metric, f.basis) for f in outcome.findings if f.transition != "hit"]
+    # A step without tokens at lag 0 takes no place in the window.
+    assert found == [(4, "fired", "kl_k3_lag0", "line for dense")]
+
+
 def test_another_attempt_begins_a_new_window_and_keeps_what_fires_and_the_past() -> None:
     found, state = run(RULES["KlSpike"], [1e-3] * 25 + [0.5])
     assert found == []
