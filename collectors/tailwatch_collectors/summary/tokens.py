@@ -168,7 +168,7 @@ def _add_chunk(total: TokenStatistics, chunk: _Chunk, rows_QV: Float64Array) -> 
     total.prob_diff_max = max(total.prob_diff_max, float(gap.max()))
     _count(total, chunk.infer, chunk.train, d, size)
 
-    np.maximum(1.0 - p_infer, 0.0, out=terms["complement"])
+    np.maximum(-np.expm1(chunk.infer, dtype=np.float64), 0.0, out=terms["complement"])
     terms["outside_2x"][:], terms["outside_5x"][:] = size > _LOG_2X, size > _LOG_5X
     bins = _probability_bins(chunk.infer)
     total.bins = total.bins.merge(_by_token(d, terms, bins, extreme, buckets=schema.PROBABILITY_BINS))
