@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from tailwatch_collectors.batch import Batch
 from tailwatch_collectors.summary import schema
-from tailwatch_collectors.summary.grid import Grid
 from tailwatch_collectors.summary.moments import Moments, moments_of
 from tailwatch_collectors.summary.parts import Buckets, LagSums, Parts
 from tailwatch_collectors.summary.picks import Picks, highest, pick, uniform

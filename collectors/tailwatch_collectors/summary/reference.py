@@ -509,7 +509,9 @@ ALIGN: tuple[Callable[[float, float], float], ...] = (
 def highest(batch: Batch, tokens: Sequence[Token], priority: Sequence[float], limit: int) -> Picks:
     """The tokens of highest priority, equal ones by their place."""
     best = sorted(zip(priority, tokens, strict=True), key=lambda pair: (-pair[0], pair[1].index))[:limit]
-    return pick(batch, np.array([t.index for _, t in best], np.int64), np.array([value for value, _ in best], np.float64))
+    return pick(
+        batch, np.array([t.index for _, t in best], np.int64), np.array([value for value, _ in best], np.float64)
+    )
 
 
 def drawn(batch: Batch, tokens: Sequence[Token]) -> list[float]:

@@ -47,7 +47,9 @@ def _reducible(name: str) -> Any:
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         double = ir.DoubleType()
-        function = builder.module.declare_intrinsic(f"llvm.{name}", (double,), ir.FunctionType(double, (double, double)))
+        function = builder.module.declare_intrinsic(
+            f"llvm.{name}", (double,), ir.FunctionType(double, (double, double))
+        )
         return builder.call(function, args, fastmath=("nnan", "nsz"))
 
     return generate

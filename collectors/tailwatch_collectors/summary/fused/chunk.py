@@ -19,7 +19,17 @@ from tailwatch_collectors.summary.fused.arithmetic import add_extreme, add_scale
 from tailwatch_collectors.summary.fused.buckets import add_mean, add_moments, add_stat, rows_to_buckets
 from tailwatch_collectors.summary.fused.jit import FINGERPRINT, entry, strict
 from tailwatch_collectors.summary.fused.layout import (
-    BIN_CELLS, BINS, BLOCK, CELLS, LEVELS, MASKED, OCTAVES, PICKS, POSITIONS, ROW, SCALED, VALID,
+    BIN_CELLS,
+    BINS,
+    BLOCK,
+    CELLS,
+    LEVELS,
+    MASKED,
+    OCTAVES,
+    PICKS,
+    POSITIONS,
+    SCALED,
+    VALID,
 )  # fmt: skip
 
 _ALIGN = schema.ALIGN_TOKENS

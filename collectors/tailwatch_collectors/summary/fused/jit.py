@@ -16,11 +16,14 @@ from numba import njit
 
 from tailwatch_collectors.summary import grid, scaled, schema
 
+DEPENDENCIES = (grid, scaled, schema)
+"""Modules outside this package that compiled code takes numbers from."""
+
 
 def _fingerprint() -> int:
     sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.blake2b(digest_size=7)
-    for source in (*sources, *(Path(module.__file__) for module in (grid, scaled, schema))):
+    for source in (*sources, *(Path(module.__file__) for module in DEPENDENCIES)):
         digest.update(source.read_bytes())
     return int.from_bytes(digest.digest(), "little")
 
