@@ -142,3 +142,26 @@ def test_alignment_against_numpy() -> None:
     train = np.minimum(infer + rng.normal(0, 0.5, infer.shape), 0).astype(np.float32)
     head = np.corrcoef(infer[:, :64].ravel().astype(np.float64), train[:, :64].ravel().astype(np.float64))[0, 1]
     assert computed(list(infer), list(train)).values["align_corr"] == pytest.approx(head, rel=1e-10)
+
+
+def test_agreement_of_token_ids_is_over_the_tokens_that_count() -> None:
+    ids: dict[str, Any] = {"token_ids": [[1, 2, 3, 4, 5]], "train_token_ids": [[1, 7, 8, 4, 9]]}
+    mask = [[True, True, False, True, True]]
+    found = computed([[-1.0] * 4 + [NAN]], [[-1.0] * 5], mask=mask, **ids)
+    assert found.values["token_id_mismatch_share"] == 1 / 3
+    for name, value in ids.items():
+        alone = computed([[-1.0] * 5], [[-1.0] * 5], **{name: value})
+        assert alone.missing["token_id_mismatch_share"] == "token ids were not sent by both sides"
+
+
+def test_agreement_of_token_ids_merges_with_batches_that_sent_none() -> None:
+    sent = Batch.from_arrays(
+        BatchMeta(step=1),
+        infer_logprobs=[[-1.0, -1.0]],
+        train_logprobs=[[-1.0, -1.0]],
+        token_ids=[[1, 2]],
+        train_token_ids=[[1, 3]],
+    )
+    silent = Batch.from_arrays(BatchMeta(step=1, part=1), infer_logprobs=[[-1.0]], train_logprobs=[[-1.0]])
+    found = metrics(merge([summarise(sent), summarise(silent)]))
+    assert found.values["token_id_mismatch_share"] == 0.5
