@@ -83,6 +83,7 @@ def cell_values(bits: int) -> NDArray[np.float64]:
     return values
 
 
+@lru_cache(maxsize=32)
 def sequence_offset(name: str, sign: int) -> int:
     """First key of one of SEQUENCE_GRIDS and one sign of the advantage; after the last one, the end of all keys."""
     before = SEQUENCE_GRIDS[: SEQUENCE_GRIDS.index(name)]
@@ -107,7 +108,7 @@ class Grid:
     @classmethod
     def of_dense(cls, dense: NDArray[np.int64]) -> Grid:
         """From a dense vector of counts, [cells]."""
-        keys = np.flatnonzero(dense)
+        keys = np.flatnonzero(dense != 0)  # numpy counts booleans many times faster than integers
         return cls(keys.astype(np.int64), dense[keys].astype(np.int64)[:, None])
 
     @classmethod

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tailwatch_collectors.summary import schema
-from tailwatch_collectors.summary.grid import Grid, cell_count, cells_of, sequence_offset
+from tailwatch_collectors.summary.grid import Grid, cell_count, magnitude_index, sequence_offset, signed_cell
 from tailwatch_collectors.summary.scaled import MAX_LOG, ScaledSums, sum_exp
 
 Float64Array = NDArray[np.float64]
@@ -97,9 +97,15 @@ def _length_sums(T_C: Float64Array, S_C: Float64Array, bucket_C: Int64Array) -> 
 
 
 def _grid(values: dict[str, Float64Array], T_C: Int64Array, sign_C: Int64Array) -> Grid:
-    keys = [
-        sequence_offset(name, 0) + sign_C * cell_count(bits) + cells_of(values[name], bits)
-        for name, bits in schema.SEQUENCE_BITS.items()
-    ]
+    finest = max(schema.SEQUENCE_BITS.values())
+    with np.errstate(over="ignore"):  # beyond float32 is beyond the grid: its last cell
+        x_GC = np.stack([values[name] for name in schema.SEQUENCE_GRIDS]).astype(np.float32)
+    index_GC = magnitude_index(x_GC, finest)
+    keys_GC = np.empty(x_GC.shape, np.int64)
+    for row, name in enumerate(schema.SEQUENCE_GRIDS):
+        bits = schema.SEQUENCE_BITS[name]
+        # A coarser grid's index is the finer one's without its last bits: -1 and the end stay what they are.
+        cell_C = signed_cell(x_GC[row], index_GC[row] >> (finest - bits), bits)
+        keys_GC[row] = sequence_offset(name, 0) + sign_C * cell_count(bits) + cell_C
     counts = np.stack((np.ones_like(T_C), T_C), axis=1)
-    return Grid.of_keys(np.concatenate(keys).astype(np.int64), np.concatenate([counts] * len(keys)))
+    return Grid.of_keys(keys_GC.ravel(), np.concatenate([counts] * len(keys_GC)))

@@ -246,47 +246,57 @@ def _lag_code(lag: Any, edges: Any) -> Any:
 @strict()
 def _codes(
     place_V: Any, advantage_N: Any, version_N: Any, turn_N: Any, train_version: Any, lag_edges: Any, code_PV: Any,
-    lag_counts: Any, lags: Any,
+    joint_V: Any, lag_counts: Any, lags: Any,
 ) -> Any:  # fmt: skip
-    """Fill the codes of what is known per token; count lags."""
+    """Fill the codes of what is known per token, and one number that differs where any of them does; count lags."""
+    n = len(place_V)
+    joint_V[:n] = 0
     if len(advantage_N):
-        for i in range(len(place_V)):
-            code_PV[layout.BY_ADVANTAGE, i] = _sign_code(advantage_N[place_V[i]])
+        for i in range(n):
+            code = _sign_code(advantage_N[place_V[i]])
+            code_PV[layout.BY_ADVANTAGE, i] = code
+            joint_V[i] += code
     if len(turn_N):
-        for i in range(len(place_V)):
+        for i in range(n):
             turn = turn_N[place_V[i]]
-            code_PV[layout.BY_TURN, i] = layout.LAST_TURN + 1 if turn < 0 else min(turn, layout.LAST_TURN)
-    if len(version_N):
-        for i in range(len(place_V)):
-            lag = train_version - version_N[place_V[i]]
-            code_PV[layout.BY_LAG, i] = _lag_code(lag, lag_edges)
-            if lag >= 0:
-                lag_counts[min(lag, schema.MAX_LAG_CELL)] += 1
-                lags[0] += lag
-                lags[1] = min(lags[1], float(lag))
-                lags[2] = max(lags[2], float(lag))
+            code = layout.LAST_TURN + 1 if turn < 0 else min(turn, layout.LAST_TURN)
+            code_PV[layout.BY_TURN, i] = code
+            joint_V[i] += 4 * code
+    i = 0
+    while len(version_N) and i < n:
+        # Versions seldom change: one look-up for a run of equal ones.
+        version = version_N[place_V[i]]
+        lag = train_version - version
+        code = _lag_code(lag, lag_edges)
+        first = i
+        while i < n and version_N[place_V[i]] == version:
+            code_PV[layout.BY_LAG, i] = code
+            joint_V[i] += 64 * code
+            i += 1
+        if lag >= 0:
+            lag_counts[min(lag, schema.MAX_LAG_CELL)] += i - first
+            lags[0] += float(lag) * (i - first)
+            lags[1] = min(lags[1], float(lag))
+            lags[2] = max(lags[2], float(lag))
 
 
 @strict()
 def _segments(
-    first: Any, last: Any, start_N: Any, place_V: Any, code_PV: Any, base_P: Any, d: Any, complement: Any, k3: Any,
+    first: Any, last: Any, start_N: Any, place_V: Any, code_PV: Any, joint_V: Any, base_P: Any, d: Any, complement: Any, k3: Any,
     octave: Any, one: Any, stats: Any, octaves: Any,
 ) -> Any:  # fmt: skip
     """Cut a piece into segments and add each to its buckets: of position, and of every property known per token."""
-    by_token = False
-    for p in range(layout.PROPERTIES):
-        by_token = by_token or base_P[p] >= 0
-    dense = place_V[last - 1] - place_V[first] == last - 1 - first
     i = first
     while i < last:
         bucket = _position_bucket(place_V[i] - start_N)
         limit = start_N + (2 << bucket) if bucket < POSITIONS - 1 else place_V[last - 1] + 1
-        end = i + 1
-        if dense and not by_token:
-            end = min(last, i + (limit - place_V[i]))
-        else:
-            while end < last and place_V[end] < limit and _alike(code_PV, base_P, i, end):
-                end += 1
+        # Places rise by one at least: all tokens before `limit` lie before this.
+        reach = min(last, i + (limit - place_V[i]))
+        while place_V[reach - 1] >= limit:
+            reach -= 1
+        end, joint = i + 1, joint_V[i]
+        while end < reach and joint_V[end] == joint:
+            end += 1
         stages.bucket(d[i:end], complement[i:end], k3[i:end], one)
         add_stat(stats[bucket], one)
         stages.count_cells(octave[i:end], octaves[bucket])
@@ -296,15 +306,6 @@ def _segments(
                 add_stat(stats[target], one)
                 stages.count_cells(octave[i:end], octaves[target])
         i = end
-
-
-@strict()
-def _alike(code_PV: Any, base_P: Any, i: Any, j: Any) -> Any:
-    """Whether no property differs between two tokens."""
-    for p in range(layout.PROPERTIES):
-        if base_P[p] >= 0 and code_PV[p, i] != code_PV[p, j]:
-            return False
-    return True
 
 
 @strict()
@@ -470,7 +471,7 @@ def _entry(fingerprint: int) -> Any:
         gap, k3, residual = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
         sorted_d, sorted_c, sorted_k = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
         cell, bin_cell, octave = np.empty(BLOCK, np.uint16), np.empty(BLOCK, np.uint16), np.empty(BLOCK, np.uint8)
-        code_PV = np.empty((layout.PROPERTIES, BLOCK), np.int8)
+        code_PV, joint_V = np.empty((layout.PROPERTIES, BLOCK), np.int8), np.empty(BLOCK, np.int32)
         bins, buffer = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.float32)
         over, large = np.empty(BLOCK + 1, np.int64), np.empty(BLOCK + 1, np.int64)
         work = np.empty((5, BLOCK))
@@ -528,7 +529,7 @@ def _entry(fingerprint: int) -> Any:
                 continue
 
             _codes(
-                place_V[:kept], advantage_N, version_N, turn_N, train_version, lag_edges, code_PV, lag_counts,
+                place_V[:kept], advantage_N, version_N, turn_N, train_version, lag_edges, code_PV, joint_V, lag_counts,
                 extra[layout.LAGS :],
             )  # fmt: skip
             # Log ratios, their cells, and the tokens that stand out.
@@ -608,7 +609,7 @@ def _entry(fingerprint: int) -> Any:
                     stages.count_cells(bins[first:last], open_bins)
                 if level >= layout.ALL:
                     _segments(
-                        first, last, offsets_B1[of], place_V, code_PV, base_P, d, complement, k3, octave, one,
+                        first, last, offsets_B1[of], place_V, code_PV, joint_V, base_P, d, complement, k3, octave, one,
                         stats, octaves,
                     )  # fmt: skip
                 first = last

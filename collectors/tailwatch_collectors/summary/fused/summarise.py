@@ -252,6 +252,9 @@ def _parts(
     extra = dict(zip(layout.EXTRA_NAMES, (chunks.extra.sum(axis=0) + 0.0).tolist(), strict=True))
     tokens = int(valid_B.sum())
     moment = dict(zip(layout.MOMENT_NAMES, (chunks.moment[0] + 0.0).tolist(), strict=True))
+    stats_RS, spans = _by_sequence(plan, chunks.stats[0], rows_BQ, count_B2)
+    stats = _bucket_stats(stats_RS)
+    spans = {name: slice(span.start - layout.BINS, span.stop - layout.BINS) for name, span in spans.items()}
     extreme = ScaledSums.of(chunks.extreme[0, :, 0], chunks.extreme[0, :, 1].astype(np.int64))
     residual = Moments(*_mean(chunks.extra[:, 9:12]))
     counters = {
@@ -288,8 +291,8 @@ def _parts(
         score_residual=residual,
         sign_grid=counted.sign_grid,
         bin_grid=counted.bin_grid,
-        bins=_bucket_stats(chunks.stats[0, : layout.BINS]),
-        buckets=_buckets(plan, chunks.stats[0, layout.BINS :], counted, rows_BQ, count_B2),
+        bins=stats.rows(slice(0, layout.BINS)),
+        buckets=_buckets(plan, stats.rows(slice(layout.BINS, None)), spans, counted),
         lag=_lag_sums(lag, counted, chunks, valid_B),
         clusters=Clusters(
             valid_B.astype(np.float64),
@@ -326,35 +329,50 @@ def _lag_sums(lag: Lags, counted: _Worker, chunks: _Chunks, valid_B: Int64Array)
 
 
 def _buckets(
-    plan: _Plan, stats_RS: Float64Array, counted: _Worker, rows_BQ: Float64Array, count_B2: Int64Array
+    plan: _Plan, stats: BucketStats, by_sequence_R: Mapping[str, slice], counted: _Worker
 ) -> dict[str, Buckets]:
-    found = {
-        "position": Buckets(
-            schema.POSITION_LABELS, _bucket_stats(stats_RS[: layout.POSITIONS]), counted.octaves[: layout.POSITIONS]
-        )
-    }
+    """Every property's buckets; `stats` holds those of the pass, then those of properties known per sequence."""
+    span = slice(0, layout.POSITIONS)
+    found = {"position": Buckets(schema.POSITION_LABELS, stats.rows(span), counted.octaves[span])}
     for base, name in zip(plan.base_P.tolist(), layout.PROPERTY_NAMES, strict=True):
         if base >= 0:
             labels = _TOKEN_LABELS[name]
             span = slice(base, base + len(labels))
-            found[name] = Buckets(labels, _bucket_stats(stats_RS[span]), counted.octaves[span])
+            found[name] = Buckets(labels, stats.rows(span), counted.octaves[span])
     by_sign = _octaves_of(counted.sign_grid.reshape(-1, layout.CELLS))
     for name, one in plan.known.items():
-        assert one.code_B is not None
-        stats = np.zeros((len(one.labels), layout.STAT))
-        stats[:, layout.STAT_MIN], stats[:, layout.STAT_MAX] = np.inf, -np.inf
-        if len(one.code_B):
-            by_sequence(rows_BQ, count_B2, one.code_B, stats)
-        if name in plan.sequence_base:
-            base = plan.sequence_base[name]
-            octaves = counted.octaves[base : base + len(one.labels)]
+        base = plan.sequence_base.get(name, -1)
+        if base >= 0:
+            octaves: NDArray[np.integer] = counted.octaves[base : base + len(one.labels)]
         elif name == "advantage":
             octaves = by_sign
         else:
             octaves = np.zeros((len(one.labels), layout.OCTAVES), np.int64)
-            octaves[one.code_B[:1]] = by_sign.sum(axis=0)
-        found[name] = Buckets(one.labels, _bucket_stats(stats), octaves)
+            octaves[_code(one)[:1]] = by_sign.sum(axis=0)
+        found[name] = Buckets(one.labels, stats.rows(by_sequence_R[name]), octaves)
     return found
+
+
+def _code(one: Property) -> Int32Array:
+    """[B] the code of a property that sequences share."""
+    return np.empty(0, np.int32) if one.code_B is None else one.code_B
+
+
+def _by_sequence(
+    plan: _Plan, passed_RS: Float64Array, rows_BQ: Float64Array, count_B2: Int64Array
+) -> tuple[Float64Array, dict[str, slice]]:
+    """The pass's buckets followed by those of properties known per sequence, and where each of these stands."""
+    spans, rows = {}, len(passed_RS)
+    for name, one in plan.known.items():
+        spans[name] = slice(rows, rows + len(one.labels))
+        rows += len(one.labels)
+    stats_RS = np.zeros((rows, layout.STAT))
+    stats_RS[:, layout.STAT_MIN], stats_RS[:, layout.STAT_MAX] = np.inf, -np.inf
+    stats_RS[: len(passed_RS)] = passed_RS
+    for name, one in plan.known.items():
+        if len(count_B2):
+            by_sequence(rows_BQ, count_B2, _code(one), stats_RS[spans[name]])
+    return stats_RS, spans
 
 
 def _octaves_of(cells_RK: NDArray[np.integer]) -> Int64Array:
@@ -376,18 +394,20 @@ def _octaves_of(cells_RK: NDArray[np.integer]) -> Int64Array:
 
 
 def _bucket_stats(stats_RS: Float64Array) -> BucketStats:
-    s = stats_RS + 0.0
-    counts = s[:, [layout.STAT_N, layout.STAT_OUTSIDE_2X, layout.STAT_OUTSIDE_5X]].astype(np.int64)
-    k3 = ScaledSums.of(s[:, layout.STAT_K3]).merge(
-        ScaledSums.of(s[:, layout.STAT_MANTISSA], s[:, layout.STAT_EXPONENT].astype(np.int64))
-    )
+    columns = np.ascontiguousarray(stats_RS.T)
+    columns += 0.0  # the compiler may leave -0.0
+    counts = columns[[layout.STAT_N, layout.STAT_OUTSIDE_2X, layout.STAT_OUTSIDE_5X]].T.astype(np.int64)
+    k3 = ScaledSums.of(columns[layout.STAT_K3])
+    if columns[layout.STAT_MANTISSA].any():
+        exponent = columns[layout.STAT_EXPONENT].astype(np.int64)
+        k3 = k3.merge(ScaledSums.of(columns[layout.STAT_MANTISSA], exponent))
     return BucketStats(
-        counts,
-        s[:, [layout.STAT_POSITIVE, layout.STAT_NEGATIVE, layout.STAT_COMPLEMENT]],
-        Moments(counts[:, 0].copy(), s[:, layout.STAT_MEAN].copy(), s[:, layout.STAT_M2].copy()),
+        np.ascontiguousarray(counts),
+        np.ascontiguousarray(columns[[layout.STAT_POSITIVE, layout.STAT_NEGATIVE, layout.STAT_COMPLEMENT]].T),
+        Moments(counts[:, 0].copy(), columns[layout.STAT_MEAN], columns[layout.STAT_M2]),
         k3,
-        s[:, layout.STAT_MIN].copy(),
-        s[:, layout.STAT_MAX].copy(),
+        columns[layout.STAT_MIN],
+        columns[layout.STAT_MAX],
     )
 
 
