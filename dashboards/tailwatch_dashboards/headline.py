@@ -20,6 +20,8 @@ class Value:
 
     text: str
     label: str = ""
+    interval: str = ""
+    """Its 95 % interval in words; empty where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +57,7 @@ def _card(
     return HeadlineCard(
         metric=metric,
         title=title,
-        values=(Value(text=fmt.number(value)),),
+        values=(Value(text=fmt.number(value), interval=_interval(view, metric)),),
         unit=unit if value is not None else "",
         note=_note(view, metric, value),
         spark=sparkline(
@@ -72,7 +74,10 @@ def _tails_card(view: RunView, verdict: Verdict) -> HeadlineCard:
     return HeadlineCard(
         metric=names[0],
         title="Log-ratio tails",
-        values=(Value(text=_signed(low), label="P0.1"), Value(text=_signed(high), label="P99.9")),
+        values=(
+            Value(text=_signed(low), label="P0.1", interval=_interval(view, names[0])),
+            Value(text=_signed(high), label="P99.9", interval=_interval(view, names[1])),
+        ),
         unit="nats" if low is not None else "",
         note=_tails_note(view, low, high),
         spark=sparkline([_thin(column(view.series, name)) for name in names], scale="arcsinh", least=0.2),
@@ -83,6 +88,11 @@ def _tails_card(view: RunView, verdict: Verdict) -> HeadlineCard:
 
 def _latest(view: RunView, metric: str) -> float | None:
     return view.latest.metrics.get(metric) if view.latest else None
+
+
+def _interval(view: RunView, metric: str) -> str:
+    ends = view.latest.intervals.get(metric) if view.latest else None
+    return "" if ends is None else f"95 % interval: {fmt.number(ends[0])} to {fmt.number(ends[1])}"
 
 
 def _signed(value: float | None) -> str:

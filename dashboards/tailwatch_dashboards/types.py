@@ -302,6 +302,8 @@ class StepFacts:
     closed_at: float | None
     metrics: Mapping[str, float]
     missing: Mapping[str, str]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % intervals of the headline metrics that have one; filled for the latest step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

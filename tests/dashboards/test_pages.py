@@ -128,6 +128,18 @@ def test_the_page_keeps_plotly_from_injecting_styles() -> None:
         assert f'<meta id="{name}"' in page
 
 
+def test_headline_numbers_say_their_interval_where_they_have_one() -> None:
+    view = fakes.run_view("healthy")
+    assert view.latest is not None
+    latest = dataclasses.replace(view.latest, intervals={"kl_k3": (1.25e-3, 2.5e-3), "log_ratio_q999": (0.5, 0.75)})
+    section = pages.run_view(dataclasses.replace(view, latest=latest), theme="light", now=NOW)["sections"]["headline"]
+    assert re.findall('title="(95 % [^"]+)"', section) == [
+        "95 % interval: 0.00125 to 0.00250",
+        "95 % interval: 0.500 to 0.750",
+    ]
+    assert "95 %" not in pages.run_view(view, theme="light", now=NOW)["sections"]["headline"]
+
+
 def test_headline_numbers_stand_beside_their_baseline() -> None:
     section = pages.run_view(STATES["healthy"], theme="light", now=NOW)["sections"]["headline"]
     assert section.count('class="card number"') == 4

@@ -45,6 +45,7 @@ from tailwatch_service.errors import NotFound
 from tailwatch_service.statistics import registry
 from tailwatch_service.statistics.envelope import envelope
 from tailwatch_service.statistics.histogram import Tail, survival
+from tailwatch_service.statistics.intervals import intervals
 from tailwatch_service.statistics.slices import slice_rows
 from tailwatch_service.statistics.worst import worst_tokens
 from tailwatch_service.storage import alerts, events, findings, scalars, series, steps
@@ -236,7 +237,7 @@ def _run_charts(db: Database, run: Run, *, full: bool) -> RunView:
         series=drawn,
         recent=table.tail(RECENT_STEPS),
         baseline=baseline(start, limits=limits),
-        latest=_facts(latest) if latest else None,
+        latest=replace(_facts(latest), intervals=_intervals(latest)) if latest else None,
         chosen=None,
         envelope=None,
         baseline_envelope=None,
@@ -294,6 +295,15 @@ def _facts(record: StepRecord) -> StepFacts:
         metrics=record.metrics,
         missing=record.missing,
     )
+
+
+def _intervals(record: StepRecord) -> dict[str, tuple[float, float]]:
+    """95 % intervals of the numbers that are shown large."""
+    summary = summary_or_none(record)
+    if summary is None:
+        return {}
+    names = (*registry.HEADLINE, "tail_khat_upper", "tail_khat_lower")  # the tails decide whether there is one
+    return intervals(summary, {name: record.metrics[name] for name in names if name in record.metrics}).values
 
 
 def _envelope_table(summary: Summary) -> pl.DataFrame:

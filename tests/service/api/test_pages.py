@@ -8,6 +8,7 @@ import pytest
 from tailwatch_collectors.batch import Batch
 from tailwatch_collectors.types import BatchMeta
 from tailwatch_dashboards import plotlyjs
+from tailwatch_service.statistics.registry import HEADLINE
 from tailwatch_service.storage import keys
 from tests.service.support import API, Live, Start, problem
 
@@ -72,6 +73,7 @@ async def test_a_run_page_and_its_view_agree_with_the_api(start: Start) -> None:
         drawn = next(trace for trace in view["figures"]["kl"]["data"] if trace["name"] == "k3")
         assert drawn["y"][-1] == pytest.approx(step["metrics"]["kl_k3"], rel=1e-5)
         assert view["verdict"]["state"] in page.text
+        assert page.text.count("95 % interval: ") == len(set(HEADLINE) & set(step["intervals"])) > 0
 
 
 async def test_a_new_step_is_in_the_next_view(start: Start) -> None:
