@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tailwatch_collectors.summary import Summary
-from tailwatch_service.statistics.envelope import envelope_widths
-from tailwatch_service.statistics.ess import ess
+from tailwatch_service.statistics.envelope import envelope_width_low, envelope_widths
+from tailwatch_service.statistics.ess import ess, ess_token
 from tailwatch_service.statistics.ess_chance import ess_chance
 from tailwatch_service.statistics.kl import kl
-from tailwatch_service.statistics.ratios import ratios
+from tailwatch_service.statistics.ratios import log_ratio_quantile, ratios
 from tailwatch_service.statistics.registry import HEADLINE
 from tailwatch_service.statistics.sequences import sequences
 from tailwatch_service.statistics.sharpness import sharpness
@@ -49,9 +49,17 @@ def metrics(summary: Summary) -> Computed:
 
 
 def headline(summary: Summary) -> dict[str, float]:
-    """The headline metrics that exist, for the answer to a batch."""
-    computed = _split([family(summary) for family in (kl, ratios, ess, envelope_widths)])
-    return {name: computed.values[name] for name in HEADLINE if name in computed.values}
+    """The headline metrics that exist, for the answer to a batch: what `metrics` says, without the rest of it."""
+    if summary.tokens == 0:
+        return {}
+    found: dict[str, Value] = {
+        "kl_k3": kl(summary)["kl_k3"],
+        "log_ratio_q001": log_ratio_quantile(summary, "001"),
+        "log_ratio_q999": log_ratio_quantile(summary, "999"),
+        "ess_token": ess_token(summary),
+        "envelope_width_low": envelope_width_low(summary),
+    }
+    return {name: value for name in HEADLINE if not isinstance(value := found[name], str)}
 
 
 def _split(found: list[dict[str, Value]]) -> Computed:

@@ -50,7 +50,7 @@ def envelope(summary: Summary) -> list[EnvelopeBin]:
 def envelope_widths(summary: Summary) -> dict[str, Value]:
     """P98 - P2 of d where p < 0.1, and where p > 0.9."""
     return {
-        "envelope_width_low": _width(summary, *LOW_BINS),
+        "envelope_width_low": envelope_width_low(summary),
         "envelope_width_high": _width(summary, *HIGH_BINS),
     }
 
@@ -60,6 +60,11 @@ def _width(summary: Summary, first: int, last: int) -> Value:
     if tokens < _MIN_TOKENS:
         return f"{tokens} tokens in this range of probability, needs {_MIN_TOKENS}"
     return finite(bins_quantile(summary, first, last, _P98) - bins_quantile(summary, first, last, _P2))
+
+
+def envelope_width_low(summary: Summary) -> Value:
+    """P98 - P2 of d where p < 0.1."""
+    return _width(summary, *LOW_BINS)
 
 
 def bins_quantile(summary: Summary, first: int, last: int, q: Fraction) -> float:
@@ -76,7 +81,5 @@ def bins_extremes(summary: Summary, first: int, last: int) -> tuple[float, float
 def bins_grid(summary: Summary, first: int, last: int) -> Grid:
     """The grids of bins first .. last - 1, added up."""
     cells = cell_count(schema.BIN_BITS)
-    grid = Grid.empty()
-    for index in range(first, last):
-        grid = grid.merge(summary.bin_grid.part(index, size=cells))
-    return grid
+    joined = summary.bin_grid.span(first * cells, last * cells)
+    return joined if last - first == 1 else Grid.of_keys(joined.keys % cells, joined.counts)

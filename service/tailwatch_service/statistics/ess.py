@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from tailwatch_service.statistics.values import NO_SEQUENCES, NO_TOKENS, Value
 
 _PIECE = 65_536
 """Sequences weighed at once: a window may hold millions."""
+_REMEMBERED = 1_024
+"""Largest bucket whose normal quantiles are remembered: 2 MB at most in all."""
 
 
 def ess(summary: Summary) -> dict[str, Value]:
@@ -71,4 +74,14 @@ def _expected(summary: Summary) -> float:
 
 def _scores(start: int, end: int, count: int) -> NDArray[np.float64]:
     """Normal quantiles of (j - 1/2) / count for the ranks j in start + 1 .. end."""
+    if count <= _REMEMBERED:
+        return _all_scores(count)[start:end]
     return normal_quantile((np.arange(start, end) + 0.5) / count)
+
+
+@lru_cache(maxsize=256)
+def _all_scores(count: int) -> NDArray[np.float64]:
+    """All of them: batches of a run have buckets of the same few sizes again and again."""
+    scores = normal_quantile((np.arange(count) + 0.5) / count)
+    scores.flags.writeable = False
+    return scores

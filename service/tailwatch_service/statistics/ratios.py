@@ -31,9 +31,8 @@ def ratios(summary: Summary) -> dict[str, Value]:
         "tv": finite((mean("excess_positive") + mean("excess_negative")) / 2) if tokens else NO_TOKENS,
         "mult_prob_error": finite(mean("ratio_abs")) if tokens else NO_TOKENS,
     }
-    for suffix, q in QUANTILES.items():
-        value = grid_quantile(summary.grid, q, bits=schema.TOKEN_BITS, low=low, high=high)
-        found[f"log_ratio_q{suffix}"] = value if tokens else NO_TOKENS
+    for suffix in QUANTILES:
+        found[f"log_ratio_q{suffix}"] = log_ratio_quantile(summary, suffix) if tokens else NO_TOKENS
     for name, threshold in (("outside_2x", 2.0), ("outside_5x", 5.0)):
         index = schema.RATIO_THRESHOLDS.index(threshold)
         found[name] = ratio(int(summary.above[index] + summary.below[index]), tokens, NO_TOKENS)
@@ -42,6 +41,13 @@ def ratios(summary: Summary) -> dict[str, Value]:
         found[f"above_{label}"] = ratio(int(summary.above[index]), tokens, NO_TOKENS)
         found[f"below_1_over_{label}"] = ratio(int(summary.below[index]), tokens, NO_TOKENS)
     return found | _probabilities(summary)
+
+
+def log_ratio_quantile(summary: Summary, suffix: str) -> float:
+    """One of QUANTILES of d; NaN where there are no tokens."""
+    low = float(summary.minima[schema.MINIMA.index("log_ratio")])
+    high = float(summary.maxima[schema.MAXIMA.index("log_ratio")])
+    return grid_quantile(summary.grid, QUANTILES[suffix], bits=schema.TOKEN_BITS, low=low, high=high)
 
 
 def threshold_label(threshold: float) -> str:
