@@ -35,9 +35,9 @@ before and after it. Written by `python scripts/harm_report.py`; `tests/e2e/test
   pyarrow and httpx take about 50 MB).
 - **close**: how long `close()` took at the end (its limit was 5 s unless noted in the scenario).
 - **sent, on disk, dropped**: what the collector counted at its end. They add up to what was recorded.
-- **in the service at the end**: batches in the database after the spool was sent to a healthy service; all distinct.
+- **stored**: batches in the database after the spool was sent to a healthy service; all distinct.
 
-| harm | result | in record | step | noise | memory | disk | close | recorded | sent | on disk | dropped | in the service at the end |
+| harm | result | in record | step | noise | memory | disk | close | recorded | sent | on disk | dropped | stored |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
 """
 

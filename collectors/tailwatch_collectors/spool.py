@@ -21,6 +21,9 @@ from tailwatch_collectors.shelf import Entry, Shelf, label_of
 SEGMENT_BYTES = 16 * 2**20
 """Size at which a segment is ended; an eighth of the spool where that is less."""
 
+CLOSE_PATIENCE = 0.2
+"""Longest wait of `close` for whoever is at the disk, seconds."""
+
 Fsync = Literal["always", "interval", "never"]
 """After every record; about every second; when the system likes."""
 
@@ -189,8 +192,13 @@ class Spool:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let go of everything: what is left waits for the next process. Shelves that are empty are removed."""
-        with self._lock:
+        """Let go of everything: what is left waits for the next process. Shelves that are empty are removed.
+
+        Where a disk that hangs holds somebody in here, nothing is done: the end of the process does as well.
+        """
+        if not self._lock.acquire(timeout=CLOSE_PATIENCE):
+            return
+        try:
             for shelf in self._shelves():
                 self.damage_dropped += shelf.head()[1]  # reads past what is settled, so that an empty shelf is known
                 self._gone_damaged += shelf.damaged
@@ -198,6 +206,8 @@ class Spool:
             self._left = self.pending
             self._adopted.clear()
             self._own = None
+        finally:
+            self._lock.release()
 
     def abandon(self) -> None:
         """In a forked child: close what remains the parent's, without a lock that a thread of it may have held."""

@@ -13,13 +13,16 @@ import pytest
 
 import tailwatch_collectors as tailwatch
 from tailwatch_collectors import ConfigurationError, ReadError
+from tailwatch_collectors.mode import Mode
 from tests.service.served import Served, serve
 
 if TYPE_CHECKING:
+    from tailwatch_collectors.reader import RunReader
     from tests.collectors.conftest import FakeService
 
 RNG = np.random.default_rng(5)
 STEPS = 6
+MODES: tuple[Mode, ...] = ("tokens", "edge")
 
 
 @pytest.fixture(scope="module")
@@ -40,27 +43,25 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             with tailwatch.connect(project=project, run="twice", url=served.url, spool_dir="off") as other:
                 other.event("checkpoint")
                 assert other.flush(30)
-        _closed(served.url)
+        _closed(tailwatch.read(served.url).run("grpo-7b"), STEPS - 1)
         yield served
 
 
-def _closed(url: str) -> None:
-    run = tailwatch.read(url).run("grpo-7b")
+def _closed(run: RunReader, step: int) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(ReadError):  # not there yet
-            if run.step(STEPS - 1)["closed"]:
+            if run.step(step)["closed"]:
                 return
         time.sleep(0.05)
-    raise AssertionError("the last step did not close")
+    raise AssertionError(f"step {step} did not close")
 
 
 def test_runs_are_a_table(served: Served) -> None:
     reader = tailwatch.read(served.url)
-    table = reader.runs()
+    table = reader.runs(project="math")
     assert isinstance(table, pa.Table)
     assert sorted(zip(table["project"].to_pylist(), table["name"].to_pylist(), strict=True)) == [
-        ("code", "twice"),
         ("math", "grpo-7b"),
         ("math", "twice"),
     ]
@@ -93,6 +94,27 @@ def test_one_step_its_tokens_and_the_events(served: Served) -> None:
     assert {"checkpoint", "finished"} <= set(kinds)
     assert run.events(after=run.events()[-1]["seq"]) == []
     assert "reward" in run.describe()["scalars"]
+
+
+def test_the_edge_gives_the_same_numbers_as_the_tokens(served: Served) -> None:
+    infer = -RNG.exponential(1.0, (4, 100)).astype(np.float32)
+    train = np.minimum(infer + RNG.normal(0, 0.05, infer.shape), 0).astype(np.float32)
+    for mode in MODES:
+        with tailwatch.connect(
+            project="modes", run=mode, url=served.url, session="s é", world_size=1, spool_dir="off", mode=mode
+        ) as collector:
+            for part in range(2):
+                collector.record(step=0, infer_logprobs=infer + part, train_logprobs=train + part, final=part == 1)
+            assert collector.flush(30)
+            assert collector.stats.rejected == 0
+    found = []
+    for mode in MODES:
+        run = tailwatch.read(served.url).run(mode)
+        _closed(run, 0)
+        found.append(run.series(["kl_k3", "ratio_mean"]).to_pydict())
+
+    assert found[0] == found[1]
+    assert found[0]["step"] == [0]
 
 
 def test_names_that_are_not_one_run(served: Served) -> None:

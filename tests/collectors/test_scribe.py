@@ -105,12 +105,14 @@ def test_what_is_on_disk_is_not_starved_by_live_items(service: FakeService, unti
     collector = _connect(service.url, tmp_path)
     _record(collector, *range(30))
     until(lambda: collector.stats.spooled >= 29)
-    service.always("batches", delay=0.005)
-    until(lambda: service.batches)
+    service.always("batches", delay=0.02)
+    until(lambda: service.batches and not collector._outbox.spill_all)
     _record(collector, *range(100, 130))
     until(lambda: collector.stats.sent == 60)
     collector.close()
-    early = _steps(service)[5:25]
+    steps = _steps(service)
+    first = next(index for index, step in enumerate(steps) if step >= 100)
+    early = steps[first : first + 16]
 
     assert sum(step >= 100 for step in early) >= 5
     assert sum(step < 100 for step in early) >= 5
@@ -231,6 +233,32 @@ def test_a_full_disk_keeps_everything_in_memory(
 
     assert collector.stats.sent == 16
     assert _accounted(collector)
+
+
+def test_a_disk_that_hangs_holds_up_neither_the_training_nor_its_end(
+    nobody: str, until: Until, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, release = threading.Event(), threading.Event()
+
+    def hang(descriptor: int, data: Any) -> int:
+        stuck.set()
+        release.wait(60)
+        return len(data)
+
+    collector = _connect(nobody, tmp_path, queue_batches=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", hang)
+        _record(collector, 0)
+        assert stuck.wait(30)
+        started = time.monotonic()
+        _record(collector, *range(1, 20))
+        collector.close(0.5)
+        took = time.monotonic() - started
+        release.set()
+
+    assert took < 15
+    assert collector.stats.dropped["queue_full"] == 16
+    assert collector.stats.dropped["closed"] == 4
 
 
 def test_a_disk_that_recovers_is_used_again(
