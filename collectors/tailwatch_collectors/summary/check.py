@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,24 @@ class SummaryError(TailwatchError, ValueError):
 
 def leaves(node: Any, path: str = "summary") -> Iterator[tuple[str, Any]]:
     """The arrays and tuples of a summary with their dotted names, in the order of the fields."""
-    named = node.items() if isinstance(node, Mapping) else ((one.name, getattr(node, one.name)) for one in fields(node))
-    for name, value in named:
-        where = f"{path}.{name}"
-        if is_dataclass(value) or isinstance(value, Mapping):
-            yield from leaves(value, where)
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from leaves(value, f"{path}.{name}")
+        return
+    for name in field_names(type(node)):
+        value = getattr(node, name)
+        if isinstance(value, np.ndarray | np.generic | tuple):  # 0-d arithmetic leaves scalars
+            yield f"{path}.{name}", value
+        elif isinstance(value, int):
+            yield f"{path}.{name}", np.asarray(value, np.int64)
         else:
-            yield where, np.asarray(value, np.int64) if isinstance(value, int) else value
+            yield from leaves(value, f"{path}.{name}")
+
+
+@lru_cache(maxsize=32)
+def field_names(kind: Any) -> tuple[str, ...]:
+    """Of a dataclass, in order."""
+    return tuple(one.name for one in fields(kind))
 
 
 def check(summary: Summary) -> None:
@@ -64,9 +76,7 @@ def check(summary: Summary) -> None:
     Raises:
         SummaryError: names the field.
     """
-    for path, value in leaves(summary):
-        if not isinstance(value, tuple):
-            _check_range(path, value)
+    _check_ranges(summary)
     tokens, complete = summary.tokens, summary.count("sequences_complete")
     _check_grids(summary, tokens, complete)
     for name in ("log_ratio", "prob_diff"):
@@ -101,23 +111,56 @@ def _refuse(name: str, reason: str) -> None:
     raise SummaryError(FieldError(column=name, reason=reason))
 
 
-def _check_range(path: str, value: Any) -> None:
-    leaf = path.rpartition(".")[2]
-    if leaf == "exponent":
-        if (np.abs(value) > _MAX_EXPONENT).any() or (value == np.iinfo(np.int64).min).any():
-            _refuse(path, f"holds an exponent beyond 2^{_MAX_EXPONENT.bit_length() - 1}")
-    elif leaf == "mantissa":
-        if not ((value == 0) | ((value >= 0.5) & (value < 1))).all():
-            _refuse(path, "is not normalised")
-    elif value.dtype.kind == "i":
-        if leaf != "token_id" and value.dtype == np.int64 and ((value < 0) | (value > _MAX_COUNT)).any():
-            _refuse(path, f"holds a count outside 0 .. {_MAX_COUNT}")
-    else:
-        unbounded = leaf in {"minima", "maxima", "min_R", "max_R"}
-        most = _MAX_CLUSTER if leaf.startswith("cluster_") else _MAX_SIZE
-        sound = (np.abs(value.astype(np.float64)) <= most) | (np.isinf(value) & unbounded)
-        if not sound.all():
-            _refuse(path, f"holds {value[~sound].flat[0]}, which no sum of log-probs gives")
+def _check_ranges(summary: Summary) -> None:
+    """Arrays of one kind are looked at together, and one by one only to name the one at fault."""
+    groups: dict[tuple[str, bool], list[tuple[str, Any]]] = {}
+    for path, value in leaves(summary):
+        if not isinstance(value, tuple):
+            kind = _kind(path.rpartition(".")[2], value.dtype)
+            groups.setdefault((kind, value.dtype == np.float32), []).append((path, value))
+    for (kind, _), members in groups.items():
+        together = np.concatenate([value.ravel() for _, value in members])
+        if not _sound(kind, together).all():
+            for path, value in members:
+                sound = _sound(kind, value)
+                if not sound.all():
+                    _refuse(path, _SAYS[kind].format(value[~sound].flat[0]))
+
+
+def _kind(leaf: str, dtype: np.dtype[Any]) -> str:
+    """Which range an array must keep."""
+    if leaf in {"exponent", "mantissa"}:
+        return leaf
+    if dtype.kind == "i":
+        return "count" if dtype == np.int64 and leaf != "token_id" else "id"
+    if leaf in {"minima", "maxima", "min_R", "max_R"}:
+        return "extreme"
+    return "cluster" if leaf.startswith("cluster_") else "sum"
+
+
+_SAYS = {
+    "exponent": f"holds an exponent beyond 2^{_MAX_EXPONENT.bit_length() - 1}",
+    "mantissa": "is not normalised",
+    "count": f"holds a count outside 0 .. {_MAX_COUNT}",
+    "extreme": "holds {}, which no sum of log-probs gives",
+    "cluster": "holds {}, which no sum of log-probs gives",
+    "sum": "holds {}, which no sum of log-probs gives",
+}
+
+
+def _sound(kind: str, value: Any) -> Any:
+    """Which entries a summary can hold."""
+    if kind == "exponent":
+        return (value >= -_MAX_EXPONENT) & (value <= _MAX_EXPONENT)
+    if kind == "mantissa":
+        return (value == 0) | ((value >= 0.5) & (value < 1))
+    if kind == "count":
+        return (value >= 0) & (value <= _MAX_COUNT)
+    if kind == "id":
+        return np.ones(value.shape, np.bool_)
+    most = _MAX_CLUSTER if kind == "cluster" else _MAX_SIZE
+    sound = np.abs(value.astype(np.float64, copy=False)) <= most
+    return sound | np.isinf(value) if kind == "extreme" else sound
 
 
 def _check_grids(summary: Summary, tokens: int, complete: int) -> None:
@@ -130,8 +173,7 @@ def _check_grids(summary: Summary, tokens: int, complete: int) -> None:
     limit = sequence_offset(schema.SEQUENCE_GRIDS[-1], signs)
     _check_grid("sequence_grid", summary.sequence_grid, limit=limit, columns=2, total=grids * complete)
     _check_grid("lag_grid", summary.lag_grid, limit=schema.MAX_LAG_CELL + 1, columns=1, total=known)
-    per_bin = np.zeros(schema.PROBABILITY_BINS, np.int64)
-    np.add.at(per_bin, summary.bin_grid.keys // bin_cells, summary.bin_grid.counts[:, 0])
+    per_bin = _by_group(summary.bin_grid, bin_cells, groups=schema.PROBABILITY_BINS)
     if (per_bin != summary.bins.counts_RC[:, 0]).any():
         _refuse("bin_grid", "disagrees with the tokens per bin")
 
@@ -146,6 +188,11 @@ def _check_grid(name: str, grid: Grid, *, limit: int, columns: int, total: int) 
         _refuse(name, "holds an empty cell")
     if int(grid.counts[:, 0].sum()) != total:
         _refuse(name, f"holds {grid.counts[:, 0].sum()}, counters say {total}")
+
+
+def _by_group(grid: Grid, size: int, *, groups: int) -> Any:
+    """[groups] counts of runs of `size` keys; exact, for counts stay far below 2^53."""
+    return np.bincount(grid.keys // size, weights=grid.counts[:, 0], minlength=groups)
 
 
 def _check_moments(name: str, moments: Moments, count: Any) -> None:
@@ -181,8 +228,7 @@ def _check_slices(slices: Mapping[str, Slice], tokens: int) -> None:
         if held > tokens or (name in _WHOLE and held != tokens):
             _refuse(where, f"holds {held} tokens, counters say {tokens}")
         _check_grid(where, part.octaves, limit=OCTAVES * len(part.labels), columns=1, total=held)
-        octaves = np.zeros(len(part.labels), np.int64)
-        np.add.at(octaves, part.octaves.keys // OCTAVES, part.octaves.counts[:, 0])
+        octaves = _by_group(part.octaves, OCTAVES, groups=len(part.labels))
         if (octaves != per_bucket).any():
             _refuse(where, "has a histogram that disagrees with its tokens")
     for name in _WHOLE:
