@@ -69,8 +69,9 @@ def with_polars(batch: Batch) -> Work:
         corr=pl.corr("p", "q"),
         std=pl.col("d").std(),
     )
-    envelope = query.group_by(pl.col("p").cut([0.01, 0.1, 0.5, 0.9, 0.99])).agg(
-        pl.col("d").quantile(0.02), pl.col("d").median(), pl.col("d").quantile(0.98), pl.len()
+    edge = sum(((pl.col("p") >= p).cast(pl.Int8) for p in (0.01, 0.1, 0.5, 0.9, 0.99)), pl.lit(0))
+    envelope = query.group_by(edge.alias("bin")).agg(
+        low=pl.col("d").quantile(0.02), middle=pl.col("d").median(), high=pl.col("d").quantile(0.98), n=pl.len()
     )
     return lambda: pl.collect_all([whole, envelope])
 
@@ -198,7 +199,10 @@ def main() -> None:
     arguments = parser.parse_args()
     cells, summaries = {}, {}
     for tokens in arguments.tokens:
-        print(f"\n{tokens:,} tokens{'':<32}{'ns/token':>10}{'best':>8}{'x floor':>9}{'x all':>8}{'x plain':>9}", flush=True)
+        print(
+            f"\n{tokens:,} tokens{'':<32}{'ns/token':>10}{'best':>8}{'x floor':>9}{'x all':>8}{'x plain':>9}",
+            flush=True,
+        )
         cells[str(tokens)] = measure(tokens, arguments.rounds)
         for name, row in cells[str(tokens)].items():
             print(f"  {name:<40}{''.join(f'{value:10.2f}' for value in row.values())}", flush=True)
@@ -206,9 +210,10 @@ def main() -> None:
         print(f"  summary: {summaries[str(tokens)]}", flush=True)
     extra = {str(tokens): memory(tokens) for tokens in arguments.tokens if tokens >= _LARGEST_PEER}
     print(f"\nextra bytes a token at the peak: {extra}")
+    sizes = " ".join(map(str, arguments.tokens))
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     results["kernel"] = {
-        "command": f"python -m bench.kernel --tokens {' '.join(map(str, arguments.tokens))} --rounds {arguments.rounds}",
+        "command": f"python -m bench.kernel --tokens {sizes} --rounds {arguments.rounds}",
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.system()},
         "note": "cold caches; medians of rounds, ratios medians of the rounds' ratios; torch and polars on all cores",
         "cells": cells,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,10 +63,14 @@ def leaves(node: Any, path: str = "summary") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{path}.{name}")
 
 
-@lru_cache(maxsize=32)
+_FIELD_NAMES: dict[Any, tuple[str, ...]] = {}
+
+
 def field_names(kind: Any) -> tuple[str, ...]:
     """Of a dataclass, in order."""
-    return tuple(one.name for one in fields(kind))
+    if kind not in _FIELD_NAMES:
+        _FIELD_NAMES[kind] = tuple(one.name for one in fields(kind))
+    return _FIELD_NAMES[kind]
 
 
 def check(summary: Summary) -> None:

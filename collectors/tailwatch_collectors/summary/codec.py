@@ -41,7 +41,7 @@ _Sections = dict[str, Any]
 
 def to_bytes(summary: Summary) -> bytes:
     """The summary's serialised form; equal summaries give equal bytes."""
-    sections = []
+    sections: list[bytes] = []
     for path, value in leaves(summary):
         if isinstance(value, tuple):
             array = np.frombuffer(json.dumps(value).encode(), np.uint8)

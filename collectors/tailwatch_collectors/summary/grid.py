@@ -106,7 +106,7 @@ class Grid:
         return cls(np.empty(0, np.int64), np.empty((0, counts), np.int64))
 
     @classmethod
-    def of_dense(cls, dense: NDArray[np.int64]) -> Grid:
+    def of_dense(cls, dense: NDArray[np.integer]) -> Grid:
         """From a dense vector of counts, [cells]."""
         keys = np.flatnonzero(dense != 0)  # numpy counts booleans many times faster than integers
         return cls(keys.astype(np.int64), dense[keys].astype(np.int64)[:, None])

@@ -100,19 +100,26 @@ TERMS: dict[str, Callable[[float], float]] = {
 }
 """TOKEN_SCALED for |d| <= CLUSTER_CLIP."""
 
+
+def power(x: float, factor: float = 1.0) -> Pair:
+    """factor * e^x."""
+    mantissa, exponent = split_exp(np.array([x]))
+    return factor * float(mantissa[0]), int(exponent[0])
+
+
 LEADING: dict[str, tuple[Callable[[float], Pair], Callable[[float], Pair]]] = {
-    "ratio": (lambda x: power(x), lambda x: power(-x)),
+    "ratio": (power, lambda x: power(-x)),
     "ratio_sq": (lambda x: power(2 * x), lambda x: power(-2 * x)),
-    "excess_positive": (lambda x: power(x), lambda _: (0.0, 0)),
+    "excess_positive": (power, lambda _: (0.0, 0)),
     "excess_negative": (lambda _: (0.0, 0), lambda _: (1.0, 0)),
     "excess_sq": (lambda x: power(2 * x), lambda _: (1.0, 0)),
-    "k3": (lambda x: power(x), lambda x: (x - 1, 0)),
-    "k3_inverse": (lambda x: (x - 1, 0), lambda x: power(x)),
+    "k3": (power, lambda x: (x - 1, 0)),
+    "k3_inverse": (lambda x: (x - 1, 0), power),
     "reverse_k1_positive": (lambda x: power(x, x), lambda _: (0.0, 0)),
     "reverse_k1_negative": (lambda _: (0.0, 0), lambda x: power(-x, x)),
     "reverse_k3": (lambda x: power(x, x - 1), lambda _: (1.0, 0)),
     "js": (lambda x: power(x, math.log(2) / 2), lambda _: (math.log(2) / 2, 0)),
-    "ratio_abs": (lambda x: power(x), lambda x: power(x)),
+    "ratio_abs": (power, power),
 }
 """Beyond it, x = |d|: for d above and below 0, the leading term, which is all of the term that float64 holds."""
 
@@ -130,12 +137,6 @@ CLUSTERS: dict[str, Callable[[Token], float]] = {
     "outside_5x": lambda t: float(abs(t.d) > math.log(5)),
 }
 """CLUSTER_TERMS that are not TOKEN_SCALED of the clipped d."""
-
-
-def power(x: float, factor: float = 1.0) -> Pair:
-    """factor * e^x."""
-    mantissa, exponent = split_exp(np.array([x]))
-    return factor * float(mantissa[0]), int(exponent[0])
 
 
 def scaled(name: str, d: float) -> Pair:
@@ -288,6 +289,9 @@ def summarise_slowly(batch: Batch, *, sample: bool = False) -> Summary:
     finite_both = [math.isfinite(infer[i]) and math.isfinite(train[i]) for i in range(batch.tokens)]
     post = [] if batch.mask_post_N is None else batch.mask_post_N.tolist()
     ids = batch.token_ids_N is not None and batch.train_token_ids_N is not None
+    mine, theirs = (
+        [] if column is None else column.tolist() for column in (batch.token_ids_N, batch.train_token_ids_N)
+    )
     counters = {
         "tokens": len(tokens),
         "tokens_total": batch.tokens,
@@ -318,8 +322,7 @@ def summarise_slowly(batch: Batch, *, sample: bool = False) -> Summary:
         "rewards": len(rewards),
         "clusters": len(clusters),
         "token_ids_compared": len(tokens) if ids else 0,
-        "token_ids_mismatched": sum(int(batch.token_ids_N[t.index] != batch.train_token_ids_N[t.index])
-                                    for t in tokens) if ids else 0,  # type: ignore[index]
+        "token_ids_mismatched": sum(mine[t.index] != theirs[t.index] for t in tokens) if ids else 0,
         "tokens_score": len(norms),
     }  # fmt: skip
     sums = {
@@ -336,7 +339,7 @@ def summarise_slowly(batch: Batch, *, sample: bool = False) -> Summary:
         "score_norm_sq": math.fsum(norm for norm, _, _ in norms),
         "fisher_trace": math.fsum(trace for _, trace, _ in norms),
     }
-    minima = {"log_ratio": [t.d for t in tokens], "log_ppl_gap": gaps, "lag": lags}
+    minima: dict[str, Sequence[float]] = {"log_ratio": [t.d for t in tokens], "log_ppl_gap": gaps, "lag": lags}
     maxima = minima | {"prob_diff_abs": [abs(t.gap) for t in tokens]}
     slices = sorted({name for t in tokens for name in t.labels})
     d_p = [(t.p + t.gap if t.ordinary else math.exp(t.train), t.p) for t in tokens]
@@ -363,7 +366,10 @@ def summarise_slowly(batch: Batch, *, sample: bool = False) -> Summary:
             for b in range(schema.PROBABILITY_BINS)
         ]),
         cluster_sums=np.array([
-            [math.fsum(term(name, seq) ** 2 for seq in clusters), math.fsum(term(name, seq) * len(seq) for seq in clusters)]
+            [
+                math.fsum(term(name, seq) ** 2 for seq in clusters),
+                math.fsum(term(name, seq) * len(seq) for seq in clusters),
+            ]
             for name in schema.CLUSTER_TERMS
         ]),
         cluster_extras=np.array([
@@ -472,7 +478,8 @@ def of_sequences(complete: Sequence[Sequence[Token]]) -> dict[str, Any]:
         for bucket in range(schema.LENGTH_BUCKETS)
     ]  # fmt: skip
     columns: list[Callable[[int, float], float]] = [
-        lambda T, _: T, lambda T, _: T * T, lambda T, _: math.log(T), lambda _, s: s, lambda _, s: s * s, lambda T, s: s * T,
+        lambda T, _: T, lambda T, _: T * T, lambda T, _: math.log(T),
+        lambda _, s: s, lambda _, s: s * s, lambda T, s: s * T,
     ]  # fmt: skip
     return {
         "sequence_sums": np.array([math.fsum(gaps), math.fsum(map(abs, gaps)), -math.fsum(gaps) + 0.0]),

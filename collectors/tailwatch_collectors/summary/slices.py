@@ -118,7 +118,7 @@ class Slice:
     """Histogram of d per bucket, one cell per octave; key = bucket * OCTAVES + cell."""
 
     @classmethod
-    def of(cls, labels: Sequence[str], stats: BucketStats, octaves_RK: Int64Array, *, limit: int) -> Slice:
+    def of(cls, labels: Sequence[str], stats: BucketStats, octaves_RK: NDArray[np.integer], *, limit: int) -> Slice:
         """From [R] buckets under any labels, each once, with [R, OCTAVES] dense counts."""
         held = [index for index in range(len(labels)) if stats.counts_RC[index, 0]]
         order = np.array(sorted(held, key=lambda index: labels[index]), np.intp)

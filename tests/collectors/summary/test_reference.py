@@ -1,4 +1,4 @@
-"""The reference itself: numbers worked out by hand, and other backends against it where data are large enough to differ."""
+"""The reference itself: numbers worked out by hand; and every backend against it on every family of data."""
 
 from __future__ import annotations
 

@@ -26,20 +26,28 @@ LOWEST = -708.0
 _FIRST, _SECOND, _THIRD = LN2_PARTS
 
 
-@intrinsic
-def _bits(_context: Any, value: Any) -> Any:
-    return types.int64(value), lambda _c, builder, _s, args: builder.bitcast(args[0], ir.IntType(64))
+def _cast(_context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    """The same bits as another type."""
+    to = {types.int64: ir.IntType(64), types.int32: ir.IntType(32), types.float64: ir.DoubleType()}
+    return builder.bitcast(args[0], to[signature.return_type])
 
 
-@intrinsic
-def _float64_of(_context: Any, value: Any) -> Any:
-    return types.float64(value), lambda _c, builder, _s, args: builder.bitcast(args[0], ir.DoubleType())
+def _of_float64(_context: Any, value: Any) -> Any:
+    return types.int64(value), _cast
 
 
-@intrinsic
-def bits32(_context: Any, value: Any) -> Any:
-    """The bits of a float32."""
-    return types.int32(value), lambda _c, builder, _s, args: builder.bitcast(args[0], ir.IntType(32))
+def _of_int64(_context: Any, value: Any) -> Any:
+    return types.float64(value), _cast
+
+
+def _of_float32(_context: Any, value: Any) -> Any:
+    return types.int32(value), _cast
+
+
+_bits: Any = intrinsic(_of_float64)
+_float64_of: Any = intrinsic(_of_int64)
+bits32: Any = intrinsic(_of_float32)
+"""The bits of a float32."""
 
 
 def _reducible(name: str) -> Any:
@@ -55,16 +63,18 @@ def _reducible(name: str) -> Any:
     return generate
 
 
-@intrinsic
-def smaller(_context: Any, a: Any, b: Any) -> Any:
-    """The smaller of two float64, neither NaN."""
+def _minimum(_context: Any, a: Any, b: Any) -> Any:
     return types.float64(a, b), _reducible("minnum")
 
 
-@intrinsic
-def larger(_context: Any, a: Any, b: Any) -> Any:
-    """The larger of two float64, neither NaN."""
+def _maximum(_context: Any, a: Any, b: Any) -> Any:
     return types.float64(a, b), _reducible("maxnum")
+
+
+smaller: Any = intrinsic(_minimum)
+"""The smaller of two float64, neither NaN."""
+larger: Any = intrinsic(_maximum)
+"""The larger of two float64, neither NaN."""
 
 
 @strict()

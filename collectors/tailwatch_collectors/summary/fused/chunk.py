@@ -44,7 +44,7 @@ def _compress(
     infer_N: Any, train_N: Any, mask_N: Any, start: Any, first: Any, last: Any, filled: Any,
     infer_V: Any, train_V: Any, place_V: Any, valid: Any, faults: Any,
 ) -> Any:  # fmt: skip
-    """Append the valid tokens of one piece to the block; how many there were in the mask, and the block's new length."""
+    """Append the valid tokens of one piece to the block; how many were in the mask, and the block's new length."""
     masked = 0
     for i in range(first, last):
         x, y = infer_N[i], train_N[i]
@@ -282,8 +282,8 @@ def _codes(
 
 @strict()
 def _segments(
-    first: Any, last: Any, start_N: Any, place_V: Any, code_PV: Any, joint_V: Any, base_P: Any, d: Any, complement: Any, k3: Any,
-    octave: Any, one: Any, stats: Any, octaves: Any,
+    first: Any, last: Any, start_N: Any, place_V: Any, code_PV: Any, joint_V: Any, base_P: Any,
+    d: Any, complement: Any, k3: Any, octave: Any, one: Any, stats: Any, octaves: Any,
 ) -> Any:  # fmt: skip
     """Cut a piece into segments and add each to its buckets: of position, and of every property known per token."""
     i = first
@@ -386,7 +386,7 @@ def _add_large(j: Any, d: Any, gap: Any, work: Any, big: Any, clipped: Any, sums
 
 @strict()
 def _extras(
-    n: Any, start: Any, kept: Any, clean: Any, valid: Any, place_V: Any, train_V: Any, d: Any, buffer: Any, residual: Any,
+    n: Any, start: Any, kept: Any, valid: Any, place_V: Any, train_V: Any, d: Any, buffer: Any, residual: Any,
     post_N: Any, mask_N: Any, entropy_N: Any, infer_entropy_N: Any, p2_N: Any, ids_N: Any, train_ids_N: Any,
     faults: Any, extra: Any,
 ) -> Any:  # fmt: skip
@@ -522,7 +522,7 @@ def _entry(fingerprint: int) -> Any:
                 if kept:
                     stages.log_ratios(infer_V[:kept], train_V[:kept], d[:kept])
                 _extras(
-                    n, start, kept, clean, valid, place_V, train_V, d, buffer, residual,
+                    n, start, kept, valid, place_V, train_V, d, buffer, residual,
                     post_N, mask_N, entropy_N, infer_entropy_N, p2_N, ids_N, train_ids_N, faults, extra,
                 )  # fmt: skip
             if kept == 0:

@@ -23,7 +23,7 @@ DEPENDENCIES = (grid, scaled, schema)
 def _fingerprint() -> int:
     sources = sorted(Path(__file__).parent.glob("*.py"))
     digest = hashlib.blake2b(digest_size=7)
-    for source in (*sources, *(Path(module.__file__) for module in DEPENDENCIES)):
+    for source in (*sources, *(Path(str(module.__file__)) for module in DEPENDENCIES)):
         digest.update(source.read_bytes())
     return int.from_bytes(digest.digest(), "little")
 
@@ -38,7 +38,7 @@ _FAST = {"contract", "reassoc", "nsz", "nnan", "ninf"}
 def strict() -> Callable[..., Any]:
     """Every operation in the order written, but for fused multiply-add: for arithmetic that depends on rounding.
 
-    Called from a `fast` function it keeps its order, for LLVM inlines it with its own flags (numba's inlining would not).
+    It keeps its order in a `fast` function too: LLVM inlines it with its own flags, which numba's inlining would not.
     """
     decorate: Callable[..., Any] = njit(**_COMMON, **_INNER, fastmath={"contract"})
     return decorate
@@ -58,5 +58,13 @@ def fast() -> Callable[..., Any]:
 
 def entry(signature: Any) -> Callable[..., Any]:
     """A function called from Python: compiled for one signature when it is defined, or loaded."""
-    decorate: Callable[..., Any] = njit(signature, **_COMMON, cache=True)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(signature, **_COMMON, cache=True)(function)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return njit(signature, **_COMMON)(function)  # no directory may be written to: compiled at every start
+
     return decorate
