@@ -69,5 +69,8 @@ dev)
     ;;
 *) fail "unknown set $want" ;;
 esac
+echo "Compiling the statistics kernel (once) ..."
+"$venv/bin/python" -c "from tailwatch_collectors.summary import warm_up; warm_up()" >"$log" 2>&1 \
+    || fail "the statistics kernel does not compile (whole log: $log)"
 rm -f "$venv/.installed-$want-"*
 touch "$stamp"
