@@ -115,7 +115,7 @@ class Scribe:
                 if not over:
                     wanted.set()
                 for item in written:
-                    self._outbox.remove(item)
+                    self._leave(item)
                 wanted.set()
             return over
         while self._surplus() and time.monotonic() >= self._resting_until:
@@ -123,7 +123,7 @@ class Scribe:
             if claimed is None:
                 break
             if self._write(claimed):
-                self._outbox.remove(claimed)
+                self._leave(claimed)
             else:
                 self._outbox.release(claimed)
         if self._dirty:
@@ -136,6 +136,11 @@ class Scribe:
                 # A bell does not shorten the rest: a full disk is not asked at every record.
                 time.sleep(min(max(self._resting_until - time.monotonic(), 0.0), SYNC_INTERVAL / 10))
         return False
+
+    def _leave(self, item: Item) -> None:
+        """The item is on disk, so it leaves the outbox; counted once where it was answered for meanwhile."""
+        if not self._outbox.remove(item):
+            self._spool.redundant.add(item.seq)
 
     def _surplus(self) -> bool:
         return self._wanted is None and (self._outbox.spill_all or self._outbox.fill > HIGH)

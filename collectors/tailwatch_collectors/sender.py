@@ -276,7 +276,10 @@ class Sender:
                 return False
         elif self._spool is None or not self._spool.settle(work):
             return False
-        if isinstance(work, Entry):
+        if isinstance(work, Entry) and self._spool is not None:
+            if work.shelf.owned and work.record.seq in self._spool.redundant:
+                self._spool.redundant.discard(work.record.seq)  # counted when its first answer came
+                return True
             self._counters.add("replayed" if work.shelf.owned else "adopted")
             if not work.shelf.owned:
                 return True

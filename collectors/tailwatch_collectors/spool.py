@@ -43,6 +43,9 @@ class Spool:
         """Own records lost to damage on disk."""
         self.adopted_dropped = 0
         """Records of dead processes dropped because the spool was full."""
+        self.redundant: set[int] = set()
+        """Numbers of own records that the service has acknowledged otherwise: they were under way when they were
+        written. They are sent again, as duplicates, and counted once."""
         self._limit = nbytes
         self._segment_bytes = max(min(SEGMENT_BYTES, nbytes // 8), 1)
         self._fsync: Fsync = fsync
@@ -58,9 +61,9 @@ class Spool:
 
     @property
     def pending(self) -> int:
-        """Own records that wait."""
+        """Own records that wait and are not accounted for otherwise."""
         own = self._own
-        return self._left if own is None else own.pending
+        return (self._left if own is None else own.pending) - len(self.redundant)
 
     @property
     def nbytes(self) -> int:
@@ -114,7 +117,8 @@ class Spool:
     def _forget_own(self) -> None:
         """Somebody deleted our directory: what was there is lost, and counted."""
         if self._own is not None:
-            self.damage_dropped += self._own.pending
+            self.damage_dropped += self.pending
+            self.redundant.clear()
             self._own.abandon()
             self._own = None
 
@@ -203,7 +207,7 @@ class Spool:
                 self.damage_dropped += shelf.head()[1]  # reads past what is settled, so that an empty shelf is known
                 self._gone_damaged += shelf.damaged
                 shelf.close()
-            self._left = self.pending
+            self._left = 0 if self._own is None else self._own.pending
             self._adopted.clear()
             self._own = None
         finally:

@@ -21,6 +21,8 @@ import pytest
 
 import tailwatch_collectors as tailwatch
 from tailwatch_collectors import Collector, scribe
+from tailwatch_collectors.segment import Record
+from tailwatch_collectors.spool import Spool
 
 if TYPE_CHECKING:
     from tests.collectors.conftest import FakeService
@@ -211,6 +213,27 @@ def test_close_takes_what_is_left_to_disk_in_time(
     assert stats.spooled == 30
     assert stats.dropped == {}
     assert _accounted(collector)
+
+
+def test_what_is_answered_for_while_it_goes_to_disk_is_counted_once(
+    nobody: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = _connect(nobody, tmp_path)
+    append = Spool.append
+
+    def answered_meanwhile(spool: Spool, record: Record) -> None:
+        append(spool, record)
+        for item in collector._outbox.items():
+            if collector._outbox.remove(item):
+                collector._counters.add("sent")
+
+    monkeypatch.setattr(Spool, "append", answered_meanwhile)
+    _record(collector, 0)
+    collector.close(1.0)
+
+    assert (collector.stats.sent, collector.stats.spooled) == (1, 0)
+    assert _accounted(collector)
+    assert list(tmp_path.rglob("*.seg"))  # the next process sends it once more, as a duplicate
 
 
 def test_a_full_disk_keeps_everything_in_memory(
