@@ -21,7 +21,7 @@ from tailwatch_service.statistics.registry import METRICS
 from tests.oracles.compare import assert_identical
 from tests.oracles.strategies import batches, log_probs, sequences
 
-MANY = settings(max_examples=200)
+MANY = settings(max_examples=500, deadline=None)
 META = BatchMeta(step=1)
 
 

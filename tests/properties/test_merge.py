@@ -14,7 +14,7 @@ from tailwatch_collectors.summary import Summary, from_bytes, merge, summarise, 
 from tests.oracles.compare import assert_close, assert_identical
 from tests.oracles.strategies import batches
 
-MANY = settings(max_examples=200)
+MANY = settings(max_examples=500, deadline=None)
 WORST = ("rank", "part", "row", "position", "token_id", "infer_logprob", "train_logprob", "seq_id")
 NAMED = {f"{end}.{column}" for end in ("worst_upper", "worst_lower") for column in WORST}
 """What says which tokens the worst are."""
