@@ -1,6 +1,6 @@
 # Every command of the project. `make help` lists them.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lab lab-checkpoint lab-recordings bench-ingest bench-alp test-adapters generated screenshots clean
+.PHONY: help demo test check format lab lab-checkpoint lab-recordings bench-ingest bench-alp bench-kernel bench-collector harm test-lowest test-adapters generated screenshots clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -56,6 +56,21 @@ bench-ingest: ## tokens/s through HTTP, as a ratio to the same service fed JSON 
 bench-alp: ## a training step with ALP, as a ratio to the same model without -> bench/results.json
 	@scripts/bootstrap.sh dev
 	$(BIN)/python -m bench.alp
+
+bench-kernel: ## ns/token of the statistics, against the memory floor, numpy, polars, torch and verl's formulas
+	@scripts/bootstrap.sh dev
+	$(BIN)/python -m bench.kernel
+
+bench-collector: ## what the collector costs the loop, against memcpy and against other loggers -> bench/results.json
+	@scripts/bootstrap.sh dev
+	$(BIN)/python -m bench.collector
+
+harm: ## what each kind of harm does to a training -> docs/harm.md
+	@scripts/bootstrap.sh dev
+	$(BIN)/python scripts/harm_report.py
+
+test-lowest: ## the SDK with the lowest versions it declares
+	scripts/lowest_versions.sh
 
 test-adapters: ## the adapters against TRL (oldest, newest) and verl themselves, each in an environment of its own
 	@scripts/test_adapters.sh
