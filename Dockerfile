@@ -26,27 +26,23 @@ RUN groupadd --gid 10001 tailwatch \
     && install -d -o 10001 -g 10001 -m 0750 /var/lib/tailwatch \
        /run/tailwatch /run/tailwatch/keys /run/tailwatch/scrape /run/tailwatch/grafana
 COPY --from=build /opt/tailwatch /opt/tailwatch
-# The statistics kernel is compiled for this machine's processor here, and again at the first start on another kind.
-RUN install -d -o 10001 -g 10001 /opt/tailwatch/compiled \
-    && NUMBA_CACHE_DIR=/opt/tailwatch/compiled /opt/tailwatch/bin/python -c \
-       "from tailwatch_collectors.summary import warm_up; warm_up()" \
-    && chown -R 10001:10001 /opt/tailwatch/compiled
 COPY --chmod=0755 scripts/first_start.sh /usr/local/bin/tailwatch-first-start
 # malloc keeps the buffers of batches instead of returning them to the kernel after each one: measured at 1.5x the
 # ingest of large batches. 32 MiB is the most that glibc accepts as the mmap threshold.
+# The statistics kernel is compiled at the first start, for the processor it runs on, and kept in the volume.
 ENV PATH=/opt/tailwatch/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     MALLOC_MMAP_THRESHOLD_=33554432 \
     MALLOC_TRIM_THRESHOLD_=268435456 \
     MALLOC_TOP_PAD_=16777216 \
-    NUMBA_CACHE_DIR=/opt/tailwatch/compiled \
+    NUMBA_CACHE_DIR=/var/lib/tailwatch/compiled \
     TAILWATCH_DATA_DIR=/var/lib/tailwatch
 WORKDIR /var/lib/tailwatch
 USER 10001:10001
 EXPOSE 8321
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=15s --timeout=5s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=15s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8321/readyz', timeout=4)"]
 ENTRYPOINT ["tailwatch"]
 CMD ["serve", "--host", "0.0.0.0"]

@@ -157,7 +157,7 @@ def _copy(name: str, value: Any, arena: Arena, devices: Devices, taken: list[Buf
     if array.flags.c_contiguous:
         # Without letting go of the interpreter lock, as numpy would: getting it back from a busy background thread
         # takes milliseconds, a memcpy of a megabyte a tenth of one.
-        memoryview(buffer)[: array.nbytes] = memoryview(array.reshape(-1).view(np.uint8))
+        buffer.data[: array.nbytes] = array.reshape(-1).view(np.uint8).data
     else:
         np.copyto(copied, array)
     taken.append(buffer)

@@ -6,6 +6,7 @@ random sample of all. A batch without rows only says that a step is over; it tra
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -49,8 +50,10 @@ def summarised(batch: Batch) -> bytes:
     """The bytes of a batch's summary, with the worst tokens of both tails and a random sample of all."""
     # Only the edge needs it, and with it the grids and kernels.
     from tailwatch_collectors.summary import summarise, to_bytes
+    from tailwatch_collectors.summary.backend import VARIABLE
 
-    return to_bytes(summarise(batch, sample=True))
+    # Compiling holds the interpreter for many seconds, which a trainer must not notice: numba only where asked for.
+    return to_bytes(summarise(batch, sample=True, backend="auto" if os.environ.get(VARIABLE) else "numpy"))
 
 
 def key_of(meta: BatchMeta) -> dict[str, Any]:

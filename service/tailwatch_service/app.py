@@ -9,6 +9,7 @@ and on the way out ends the live streams first, so that nobody waits for them.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,9 @@ API = "/api/v1"
 """Where the API lives."""
 
 _logger = logging.getLogger("tailwatch")
+
+_SLOW_START_S = 3.0
+"""A start that takes longer says why."""
 
 
 def create_app(settings: Settings, *, clock: Callable[[], float] = time.time) -> FastAPI:
@@ -141,8 +145,12 @@ def _warm_up() -> None:
     Where pandas is installed pyarrow imports it at its first conversion, and Plotly, looking for it meanwhile in
     another thread, fails on the half-imported module.
     """
+    slow = threading.Timer(_SLOW_START_S, _logger.warning, ["compiling the statistics kernel, once: up to a minute"])
+    slow.daemon = True
+    slow.start()
     batch = Batch.from_arrays(BatchMeta(step=0), infer_logprobs=[[-1.0]], train_logprobs=[[-1.0]])
     summarise(wire.decode(wire.encode(batch)).batch)
+    slow.cancel()
     template("light")
 
 

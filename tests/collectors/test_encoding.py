@@ -38,7 +38,7 @@ def test_tokens_are_the_wire_record_and_edge_is_the_summary() -> None:
     assert (tokens.route, edge.route) == ("batches", "summaries")
     assert wire.content_digest(wire.decode(tokens.body).batch) == wire.content_digest(batch)
     found = from_bytes(edge.body)
-    assert to_bytes(found) == to_bytes(summarise(batch, sample=True))
+    assert to_bytes(found) == to_bytes(summarise(batch, sample=True, backend="numpy"))
     assert found.tokens == 400
     assert len(edge.body) < 65_536
     for name, value in tokens.key.items():

@@ -436,16 +436,16 @@ def test_a_batch_under_way_is_held_once_as_what_is_sent(service: FakeService, un
 
 
 def test_only_one_thread_sends(service: FakeService) -> None:
-    before = {thread.name for thread in threading.enumerate()}
+    before = set(threading.enumerate())  # of other tests, which may still be on their way out
     with _connect(service) as collector:
         threads = [threading.Thread(target=_record, args=(collector, step)) for step in range(20)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(30)
-        names = [thread.name for thread in threading.enumerate() if thread.name == "tailwatch-sender"]
-        assert len(names) == 1
+        new = set(threading.enumerate()) - before
+        assert [thread.name for thread in new].count("tailwatch-sender") == 1
         assert collector.flush(30)
 
     assert sorted(_steps(service)) == list(range(20))
-    assert "tailwatch-sender" not in before
+    assert not any(thread.name == "tailwatch-sender" for thread in set(threading.enumerate()) - before)

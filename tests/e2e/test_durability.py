@@ -39,7 +39,9 @@ PATIENCE_S = 30.0
 _NURSERY = """
 import os, signal, sys
 import tailwatch_service.app, tailwatch_service.server
+from tailwatch_collectors.summary import warm_up
 from tailwatch_service.cli import main
+warm_up()  # fifty services load the compiled kernel once
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     child = os.fork()

@@ -91,9 +91,12 @@ def _sequence(rng: np.random.Generator, length: int) -> dict[str, Any]:
         "train_logprobs": train.tolist(),
         "mask_post": [bool(index % 50) for index in range(length)],
         "entropy": rng.uniform(0.5, 1.0, length).tolist(),
+        "sum_p2_other": ((1 - np.exp(train)) ** 2 * rng.uniform(0.2, 0.9, length)).tolist(),
+        "token_ids": list(range(length)),
+        "train_token_ids": list(range(length)),
         "infer_entropy": rng.uniform(0.5, 1.0, length).tolist(),
         "reward": float(rng.uniform()),
-        "infer_version": int(rng.integers(0, 3)),
+        "infer_version": int(rng.integers(0, 4)),
     }
 
 
