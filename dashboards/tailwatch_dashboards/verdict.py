@@ -111,7 +111,7 @@ def verdict(table: pl.DataFrame, *, limits: Limits, baseline: Baseline | None) -
             rule=rule,
             state=STATES[level],
             metric=_RULES[rule][1],
-            sentence=_RULES[rule][2](last_firing[rule], limits, baseline),
+            sentence=_RULES[rule][2](last_firing[rule], limits, baseline) + _when(last_firing[rule], steps[-1]),
         )
         for rule, level in worst
     )
@@ -122,6 +122,12 @@ def verdict(table: pl.DataFrame, *, limits: Limits, baseline: Baseline | None) -
         reasons=reasons,
         provisional=provisional,
     )
+
+
+def _when(row: Row, latest: int) -> str:
+    """The step a sentence speaks of, where it is not the latest: the numbers beside it are of that one."""
+    step = int(_value(row, "step"))
+    return "" if step == latest else f", at step {step}"
 
 
 def _with_reward_lost(table: pl.DataFrame) -> pl.DataFrame:

@@ -184,3 +184,13 @@ def test_a_reward_that_halves_is_watched_beside_a_mismatch() -> None:
         "RewardDrop": "watch",
     }
     assert "drifted apart" in reading.sentence
+
+
+def test_a_sentence_about_an_earlier_step_says_which() -> None:
+    """The cards beside it show the latest step: two numbers of one metric must not look like a contradiction."""
+    table = flat(30, kl_k3=0.2)
+    assert "at step" not in judged(table).sentence
+    quiet = pl.when(pl.col("step") == 29).then(1e-4).otherwise(pl.col("kl_k3")).alias("kl_k3")
+    reading = judged(table.with_columns(quiet))
+    assert reading.state != "healthy"
+    assert reading.reasons[0].sentence.endswith(", at step 28")
