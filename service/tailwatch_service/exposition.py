@@ -7,8 +7,9 @@ with the number of runs and with nothing else.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from fastapi import APIRouter, Request, Response
@@ -21,7 +22,7 @@ from tailwatch_service.errors import Forbidden
 from tailwatch_service.gate import OPEN
 from tailwatch_service.services import Services, ServicesDep
 from tailwatch_service.statistics.registry import METRICS
-from tailwatch_service.storage import alerts, runs, steps
+from tailwatch_service.storage import alerts, heartbeats, runs, steps
 from tailwatch_service.types import Run, StepRecord
 
 MAX_RUNS = 1000
@@ -30,6 +31,14 @@ MAX_RUNS = 1000
 _QUANTILE = re.compile(r"(.+)_q(\d{2,3})")
 _PAGE = 200
 _LABELS = ("project", "run")
+_COLLECTORS: dict[str, tuple[str, str, Callable[[Iterable[float]], float]]] = {
+    "queued": ("tailwatch_spool_queued", "Items in the memory of the run's collectors.", sum),
+    "spooled": ("tailwatch_spool_pending", "Items on disk at the run's collectors, waiting to be sent.", sum),
+    "dropped": ("tailwatch_spool_dropped", "Items the run's collectors dropped since their process began.", sum),
+    "rejected": ("tailwatch_spool_rejected", "Items refused for good since their process began.", sum),
+    "overhead": ("tailwatch_collector_overhead_ratio", "Largest share of a rank's wall time in the collector.", max),
+}
+"""Field of a heartbeat: gauge, description, and how the ranks of the latest attempt are put together."""
 
 router = APIRouter()
 
@@ -76,6 +85,20 @@ class RunsCollector:
             alp.add_metric(labels, 0.0)
             seen.add_metric(labels, run.last_seen_at)
         yield from (state, alp, seen, ended, self._alerts({(run.spec.project, run.spec.name) for run, _ in latest}))
+        yield from self._collectors([run for run, _ in latest])
+
+    def _collectors(self, shown: list[Run]) -> Iterator[GaugeMetricFamily]:
+        """What the collectors said of themselves in their last heartbeats; what none of them said is absent."""
+        families = {
+            field: GaugeMetricFamily(name, text, labels=_LABELS) for field, (name, text, _) in _COLLECTORS.items()
+        }
+        for run in shown:
+            beats = heartbeats.of_run(self._services.db, run.run_id, attempt=run.attempt)
+            for field, (_, _, together) in _COLLECTORS.items():
+                said = [number for beat in beats if (number := _number(beat.payload.get(field))) is not None]
+                if said:
+                    families[field].add_metric((run.spec.project, run.spec.name), together(said))
+        yield from families.values()
 
     def _alerts(self, shown: set[tuple[str, str]]) -> GaugeMetricFamily:
         firing = GaugeMetricFamily(
@@ -109,6 +132,13 @@ class RunsCollector:
             cursor = page.next_cursor
             if cursor is None:
                 return
+
+
+def _number(value: object) -> float | None:
+    """A finite number; a heartbeat may hold anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def _families(latest: list[tuple[Run, StepRecord]]) -> Iterator[GaugeMetricFamily]:

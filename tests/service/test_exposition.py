@@ -69,6 +69,31 @@ async def test_what_the_service_counts_about_itself(start: Start) -> None:
 
 
 @pytest.mark.asyncio
+async def test_what_collectors_say_of_themselves(start: Start) -> None:
+    async with start() as live:
+        run, silent = await live.run("loud"), await live.run("silent")
+        said = [
+            {"rank": 0, "queued": 2, "spooled": 30, "dropped": 1, "overhead": 0.002},
+            {"rank": 1, "queued": 1, "spooled": 12, "dropped": 0, "overhead": 0.004, "rejected": "none"},
+        ]
+        for beat in (*said, said[0]):
+            answer = await live.client.post(f"{API}/runs/{run}/heartbeat", json=beat)
+            assert answer.status_code in {200, 201, 202}, answer.text
+        await live.client.post(f"{API}/runs/{silent}/heartbeat", json={"rank": 0})
+
+        families = await scrape(live)
+
+        def of(name: str) -> list[tuple[str, float]]:
+            return [(sample.labels["run"], sample.value) for sample in families[name].samples]
+
+        assert of("tailwatch_spool_queued") == [("loud", 3.0)]
+        assert of("tailwatch_spool_pending") == [("loud", 42.0)]
+        assert of("tailwatch_spool_dropped") == [("loud", 1.0)]
+        assert of("tailwatch_collector_overhead_ratio") == [("loud", 0.004)]
+        assert of("tailwatch_spool_rejected") == []  # one rank said no number, the others nothing: absent
+
+
+@pytest.mark.asyncio
 async def test_idle_and_archived_runs_leave(start: Start) -> None:
     async with start(idle_after_s=1000.0) as live:
         await live.run("busy")
