@@ -113,8 +113,10 @@ def test_the_edge_gives_the_same_numbers_as_the_tokens(served: Served) -> None:
         _closed(run, 0)
         found.append(run.series(["kl_k3", "ratio_mean"]).to_pydict())
 
-    assert found[0] == found[1]
-    assert found[0]["step"] == [0]
+    # The trainer summarises in numpy, the service in compiled code: equal to rounding.
+    assert found[0]["step"] == found[1]["step"] == [0]
+    for name in ("kl_k3", "ratio_mean"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-12)
 
 
 def test_names_that_are_not_one_run(served: Served) -> None:
