@@ -362,7 +362,11 @@ class Collector:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(_FLUSH_INTERVAL)
-        return True
+        # What has just gone is counted before this returns, so that `stats` say it.
+        counted = self._sender.finishing.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        if counted:
+            self._sender.finishing.release()
+        return counted
 
     @guarded(default=None)
     def close(self, timeout: float = CLOSE_TIMEOUT, *, finished: bool = False) -> None:

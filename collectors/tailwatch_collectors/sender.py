@@ -107,6 +107,8 @@ class Sender:
         self._deadline: float | None = None
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
+        self.finishing = threading.Lock()
+        """Held while an item that is gone is not counted yet."""
 
     def start(self) -> None:
         """Start the thread, unless it runs.
@@ -271,6 +273,10 @@ class Sender:
 
     def _finish(self, work: Work, *, counted: Counter | None = None, dropped: DropReason | None = None) -> bool:
         """Take an item out for good and count it; False where it had gone already."""
+        with self.finishing:
+            return self._take_out(work, counted=counted, dropped=dropped)
+
+    def _take_out(self, work: Work, *, counted: Counter | None, dropped: DropReason | None) -> bool:
         if not isinstance(work, Entry):
             if not self._outbox.remove(work):
                 return False
