@@ -348,6 +348,10 @@ class Collector:
             **stored,
         )
 
+    def count_error(self) -> None:
+        """Count an error of an adapter whose hook is called without a collector at hand. Never raises."""
+        self._counters.add("errors")
+
     # --- the end -------------------------------------------------------------------------------------------------
 
     @guarded(default=False)

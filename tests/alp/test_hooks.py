@@ -200,6 +200,9 @@ def test_the_same_embeddings_after_backward_are_fine() -> None:
             for block in model.blocks:
                 x = block(x)
             x.sum().backward()
+    assert all(
+        parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.blocks.parameters()
+    )
 
 
 def moved() -> Any:

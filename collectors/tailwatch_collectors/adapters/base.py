@@ -17,8 +17,17 @@ from tailwatch_collectors.errors import ConfigurationError
 from tailwatch_collectors.guard import Guard
 from tailwatch_collectors.types import MAX_NAME_LENGTH
 
-guard = Guard(on_error=lambda: None)
-"""For what happens before there is a collector, whose own guard counts."""
+_connected: list[Collector] = []
+
+
+def _count() -> None:
+    for collector in _connected[-1:]:
+        collector.count_error()
+
+
+guard = Guard(on_error=_count)
+"""For hooks that a framework calls by path: what goes wrong counts with the newest collector made by `named`, and is
+only logged before there is one."""
 
 
 def named(
@@ -55,7 +64,9 @@ def named(
         if not given.get(name) and not os.environ.get(f"TAILWATCH_{name.upper()}"):
             given[name] = str(value).strip()[-MAX_NAME_LENGTH:] or name
     given.setdefault("framework", f"{framework} {version(framework)}".strip())
-    return connect(**{**placement, **given})
+    collector = connect(**{**placement, **given})
+    _connected[:] = [collector]
+    return collector
 
 
 def version(distribution: str) -> str:

@@ -156,4 +156,9 @@ def test_nothing_that_goes_wrong_reaches_the_trainer(
     point_at(service, monkeypatch)
     batch = _batch()
     batch["loss_mask"] = "no tensor"
-    skyrl.Callback().on_step_end(_trainer(), _event(batch), None)
+    callback = skyrl.Callback()
+    callback.on_step_end(_trainer(), _event(batch), None)
+    collector = callback._late._collector
+    assert collector is not None
+    assert collector.stats.errors + collector.stats.rejected + sum(collector.stats.dropped.values()) > 0
+    assert service.batches == {}
