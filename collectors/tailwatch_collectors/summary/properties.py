@@ -97,6 +97,5 @@ def _lag_bucket(lag: Int64Array) -> CodeArray:
 
 def _named(values: tuple[str, ...]) -> Property:
     """Names as codes; a batch may hold more of them than a slice keeps."""
-    place: dict[str, int] = {}
-    code_B = np.array([place.setdefault(value, len(place)) for value in values], np.int64)
-    return Property(tuple(place), code_B.astype(np.int32))
+    place = {value: code for code, value in enumerate(dict.fromkeys(values))}
+    return Property(tuple(place), np.fromiter(map(place.__getitem__, values), np.int32, len(values)))

@@ -92,15 +92,14 @@ def _align(infer_N: Any, train_N: Any, mask_N: Any, first: Any, last: Any, heads
 
 
 @strict()
-def _thresholds(d: Any, index: Any, thresholds: Any, passed: Any) -> Any:
-    """Count tokens by the number of thresholds they pass, at each end."""
-    for j in range(len(index)):
-        value = d[index[j]]
-        size = abs(value)
-        level = 1
-        while level < _THRESHOLDS and size > thresholds[level]:
-            level += 1
-        passed[0 if value > 0.0 else 1, level] += 1
+def _thresholds(d: Any, low: Any, high: Any, thresholds: Any, passed: Any) -> Any:
+    """Count the tokens beyond each threshold, at each end: most blocks reach only the first few."""
+    for k in range(_THRESHOLDS):
+        if max(high, -low) <= thresholds[k]:
+            break
+        above, below = stages.count_beyond(d, thresholds[k])
+        passed[0, k] += above
+        passed[1, k] += below
 
 
 @strict()
@@ -427,6 +426,193 @@ def _extras(
             add_mean(extra[9:12], float(steep), mean, m2)
 
 
+@strict()
+def _pass_chunk(
+    infer_N: Any, train_N: Any, mask_N: Any, post_N: Any, entropy_N: Any, infer_entropy_N: Any, p2_N: Any,
+    ids_N: Any, train_ids_N: Any,
+    advantage_N: Any, version_N: Any, turn_N: Any, train_version: Any, base_P: Any, sign_B: Any, bucket_SB: Any,
+    offsets_B1: Any, lag_edges: Any, first_bin: Any, edges: Any, thresholds: Any,
+    level: Any, chunk: Any, first_row: Any, last_row: Any,
+    rows_BQ: Any, count_B2: Any,
+    total_C: Any, extreme_C: Any, moment_C: Any, align_C: Any,
+    extra_C: Any, exceed_C: Any, bin_sq_C: Any, stats_C: Any,
+    sign_grid: Any, bin_grid: Any, octaves: Any, passed: Any, faults: Any,
+    pick_values: Any, pick_places: Any, pick_counts: Any, lag_counts: Any,
+) -> None:  # fmt: skip
+    """Add the sequences first_row .. last_row - 1 to everything."""
+    total, extreme, moment, extra = total_C[chunk], extreme_C[chunk], moment_C[chunk], extra_C[chunk]
+    exceed, bin_sq = exceed_C[chunk], bin_sq_C[chunk]
+    bin_stats, stats = stats_C[chunk, :BINS], stats_C[chunk, BINS:]
+    infer_V, train_V = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    place_V, valid = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.uint8)
+    d, p, complement = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
+    gap, k3, residual = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
+    sorted_d, sorted_c, sorted_k = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
+    cell, bin_cell, octave = np.empty(BLOCK, np.uint16), np.empty(BLOCK, np.uint16), np.empty(BLOCK, np.uint8)
+    code_PV, joint_V = np.empty((layout.PROPERTIES, BLOCK), np.int8), np.empty(BLOCK, np.int32)
+    bins, buffer = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.float32)
+    large = np.empty(BLOCK + 1, np.int64)
+    work = np.empty((5, BLOCK))
+    piece_row, piece_end, piece_mean = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64), np.empty(BLOCK)
+    sums, big, clipped, one = np.empty(stages.SUMS), np.empty(SCALED), np.empty(SCALED), np.empty(layout.STAT)
+    moments = np.empty(layout.MOMENT)
+    heads = np.empty((4, _ALIGN))
+    open_octaves, open_bins = np.zeros(OCTAVES, np.int32), np.zeros(BINS, np.int32)
+    open_row = -1
+
+    for row in range(first_row, last_row):
+        _align(infer_N, train_N, mask_N, offsets_B1[row], offsets_B1[row + 1], heads, align_C[chunk])
+
+    optional = len(post_N) + len(ids_N) + len(entropy_N) + len(infer_entropy_N) + len(p2_N) > 0
+    row = first_row
+    last_token = offsets_B1[last_row]
+    for start in range(offsets_B1[first_row], last_token, BLOCK):
+        end = min(start + BLOCK, last_token)
+        n = end - start
+        # Which tokens count, and the pieces they form.
+        bad, positive = stages.unsound(infer_N[start:end], train_N[start:end])
+        clean = bad == 0 and (len(mask_N) == 0 or stages.count_true(mask_N[start:end]) == n)
+        pieces, kept = 0, 0
+        if clean:
+            stages.fill(infer_N[start:end], train_N[start:end], start, infer_V, train_V, place_V)
+            if optional:
+                valid[:n] = 1
+            faults[layout.POSITIVE] += positive
+        while row < last_row and offsets_B1[row] < end:
+            first, last = max(offsets_B1[row], start), min(offsets_B1[row + 1], end)
+            before = kept
+            if clean:
+                masked = last - first
+                kept += masked
+            else:
+                masked, kept = _compress(
+                    infer_N, train_N, mask_N, start, first, last, kept,
+                    infer_V, train_V, place_V, valid, faults,
+                )  # fmt: skip
+            count_B2[row, MASKED] += masked
+            if kept > before:
+                piece_row[pieces], piece_end[pieces] = row, kept
+                pieces += 1
+            if offsets_B1[row + 1] > end:
+                break
+            row += 1
+        if optional:
+            if kept:
+                stages.log_ratios(infer_V[:kept], train_V[:kept], d[:kept])
+            _extras(
+                n, start, kept, valid, place_V, train_V, d, buffer, residual,
+                post_N, mask_N, entropy_N, infer_entropy_N, p2_N, ids_N, train_ids_N, faults, extra,
+            )  # fmt: skip
+        if kept == 0:
+            continue
+
+        _codes(
+            place_V[:kept], advantage_N, version_N, turn_N, train_version, lag_edges, code_PV, joint_V, lag_counts,
+            extra[layout.LAGS :],
+        )  # fmt: skip
+        # Log ratios, their cells, and the tokens that stand out.
+        first = 0
+        low, high = np.inf, -np.inf
+        for k in range(pieces):
+            last = piece_end[k]
+            piece_mean[k] = stages.log_ratios(infer_V[first:last], train_V[first:last], d[first:last])
+            piece_mean[k] /= last - first
+            first = last
+        low, high = stages.extremes(d[:kept])
+        stages.cells(infer_V[:kept], train_V[:kept], d[:kept], cell[:kept], bin_cell[:kept], octave[:kept], faults)
+        _thresholds(d[:kept], low, high, thresholds, passed)
+        larges = stages.large(d[:kept], large) if max(high, -low) >= stages.SMALL else 0
+        # Pieces: the sums of sequences and of everything.
+        first, j = 0, 0
+        sum_d, sum_p, sum_gap, sum_size = 0.0, 0.0, 0.0, 0.0
+        for k in range(pieces):
+            last = piece_end[k]
+            target = rows_BQ[piece_row[k]]
+            seen = count_B2[piece_row[k], VALID]
+            stages.sums(
+                infer_V[first:last], train_V[first:last], d[first:last], piece_mean[k],
+                p[first:last], complement[first:last], gap[first:last], k3[first:last], sums,
+            )  # fmt: skip
+            begin = j
+            while j < larges and large[j] < last:
+                j += 1
+            big[:], clipped[:] = 0.0, 0.0
+            if j > begin:
+                _large(j - begin, d, train_V, large[begin:j], work, p, gap, k3)
+                for at in range(begin, j):
+                    i = large[at]
+                    _add_large(at - begin, d[i], gap[i], work, big, clipped, sums, extreme, target)
+            piece_low, piece_high = stages.extremes(d[first:last])
+            _finish_piece(last - first, j - begin, sums, big, clipped, piece_low, piece_high, seen, target, total)
+            count_B2[piece_row[k], VALID] += last - first
+            sum_d += sums[10] - sums[11]
+            sum_size += sums[16]
+            sum_p += sums[18]
+            sum_gap += sums[19]
+            first = last
+
+        # Moments of the block.
+        moments[0], moments[1], moments[3], moments[6] = kept, sum_d / kept, sum_size / kept, sum_p / kept
+        moments[5] = moments[6] + sum_gap / kept
+        moments[2], moments[4], moments[7], moments[8], moments[9], moments[10] = stages.squares(
+            d[:kept], p[:kept], gap[:kept], moments[1], moments[6], sum_gap / kept, moments[3]
+        )
+        add_moments(moment, moments)
+
+        # Grids, and what is counted per sequence.
+        if level >= layout.WITH_BINS:
+            stages.probability_bins(infer_V[:kept], first_bin, edges, bins[:kept])
+        first = 0
+        for k in range(pieces):
+            last, of = piece_end[k], piece_row[k]
+            if open_row != of:
+                _close(open_row, count_B2, open_octaves, open_bins, level, exceed, bin_sq, bucket_SB, octaves)
+                open_row = of
+            if len(advantage_N) == 0:
+                stages.count_cells(cell[first:last], sign_grid[sign_B[of] * CELLS :])
+            else:
+                sign = code_PV[layout.BY_ADVANTAGE, first] if sign_B[of] < 0 else sign_B[of]
+                for i in range(first, last):
+                    code = code_PV[layout.BY_ADVANTAGE, i]
+                    sign_grid[code * CELLS + cell[i]] += 1
+                    sign = sign if code == sign else layout.UNKNOWN_SIGN
+                sign_B[of] = sign
+            stages.count_cells(octave[first:last], open_octaves)
+            if level >= layout.WITH_BINS:
+                stages.count_cells(bins[first:last], open_bins)
+            if level >= layout.ALL:
+                _segments(
+                    first, last, offsets_B1[of], place_V, code_PV, joint_V, base_P, d, complement, k3, octave, one,
+                    stats, octaves,
+                )  # fmt: skip
+            first = last
+        if level >= layout.WITH_BINS:
+            _bins(kept, bins, d, complement, k3, bin_cell, sorted_d, sorted_c, sorted_k, one, bin_stats, bin_grid)
+        if max(high, -low) > stages.CLIP:
+            for j in range(larges):
+                i = large[j]
+                if abs(d[i]) > stages.CLIP:
+                    mantissa, exponent = extreme_k3(d[i])
+                    if level >= layout.WITH_BINS:
+                        add_scaled(bin_stats[bins[i], layout.STAT_MANTISSA :], mantissa, exponent)
+                    if level >= layout.ALL:
+                        of = np.searchsorted(offsets_B1, place_V[i], side="right") - 1
+                        at = _position_bucket(place_V[i] - offsets_B1[of])
+                        add_scaled(stats[at, layout.STAT_MANTISSA :], mantissa, exponent)
+                        for q in range(layout.PROPERTIES):
+                            if base_P[q] >= 0:
+                                at = base_P[q] + code_PV[q, i]
+                                add_scaled(stats[at, layout.STAT_MANTISSA :], mantissa, exponent)
+        for side in range(2):
+            full = pick_counts[side] == PICKS
+            if full and (high if side == 0 else -low) <= pick_values[side, PICKS - 1]:
+                continue
+            pick_counts[side] = _pick(
+                d[:kept], place_V, 1.0 - 2.0 * side, pick_values[side], pick_places[side], pick_counts[side]
+            )
+    _close(open_row, count_B2, open_octaves, open_bins, level, exceed, bin_sq, bucket_SB, octaves)
+
+
 def _readonly(dtype: Any) -> Any:
     return types.Array(dtype, 1, "C", readonly=True)
 
@@ -436,7 +622,7 @@ _SIGNATURE = types.void(
     _F32, _F32, _BOOL, _BOOL, _F32, _F32, _F32, _I32, _I32,  # columns of the batch
     _F32, _I32, _I16, types.int64, types.int64[::1], types.int32[::1], types.int32[:, ::1],  # properties
     _I64, _I64, types.int32[::1], types.float32[::1], types.float64[::1],  # offsets and edges
-    types.int64, types.int64, types.int64, types.int64,  # what to do
+    types.int64, types.int64[::1], types.int64, types.int64,  # what to do
     types.float64[:, ::1], types.int64[:, ::1],  # per sequence
     types.float64[:, ::1], types.float64[:, :, ::1], types.float64[:, ::1], types.float64[:, :, ::1],  # per chunk
     types.float64[:, ::1], types.float64[:, :, :, ::1], types.float64[:, ::1], types.float64[:, :, ::1],
@@ -447,207 +633,44 @@ _SIGNATURE = types.void(
 
 def _entry(fingerprint: int) -> Any:
     @entry(_SIGNATURE)
-    def pass_chunk(
+    def pass_chunks(
         infer_N: Any, train_N: Any, mask_N: Any, post_N: Any, entropy_N: Any, infer_entropy_N: Any, p2_N: Any,
         ids_N: Any, train_ids_N: Any,
         advantage_N: Any, version_N: Any, turn_N: Any, train_version: Any, base_P: Any, sign_B: Any, bucket_SB: Any,
         offsets_B1: Any, lag_edges: Any, first_bin: Any, edges: Any, thresholds: Any,
-        level: Any, chunk: Any, first_row: Any, last_row: Any,
+        level: Any, bounds_C1: Any, first_chunk: Any, step: Any,
         rows_BQ: Any, count_B2: Any,
         total_C: Any, extreme_C: Any, moment_C: Any, align_C: Any,
         extra_C: Any, exceed_C: Any, bin_sq_C: Any, stats_C: Any,
         sign_grid: Any, bin_grid: Any, octaves: Any, passed: Any, faults: Any,
         pick_values: Any, pick_places: Any, pick_counts: Any, lag_counts: Any,
     ) -> None:  # fmt: skip
-        """Add the sequences first_row .. last_row - 1 to everything."""
+        """Add the sequences of chunks first_chunk, first_chunk + step, ... to everything; chunk c ends at c + 1."""
         if fingerprint == 0:  # the closure's variable is part of the key of the compiled code, where it is used
             return
-        total, extreme, moment, extra = total_C[chunk], extreme_C[chunk], moment_C[chunk], extra_C[chunk]
-        exceed, bin_sq = exceed_C[chunk], bin_sq_C[chunk]
-        bin_stats, stats = stats_C[chunk, :BINS], stats_C[chunk, BINS:]
-        infer_V, train_V = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-        place_V, valid = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.uint8)
-        d, p, complement = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
-        gap, k3, residual = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
-        sorted_d, sorted_c, sorted_k = np.empty(BLOCK), np.empty(BLOCK), np.empty(BLOCK)
-        cell, bin_cell, octave = np.empty(BLOCK, np.uint16), np.empty(BLOCK, np.uint16), np.empty(BLOCK, np.uint8)
-        code_PV, joint_V = np.empty((layout.PROPERTIES, BLOCK), np.int8), np.empty(BLOCK, np.int32)
-        bins, buffer = np.empty(BLOCK, np.uint8), np.empty(BLOCK, np.float32)
-        over, large = np.empty(BLOCK + 1, np.int64), np.empty(BLOCK + 1, np.int64)
-        work = np.empty((5, BLOCK))
-        piece_row, piece_end, piece_mean = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64), np.empty(BLOCK)
-        sums, big, clipped, one = np.empty(stages.SUMS), np.empty(SCALED), np.empty(SCALED), np.empty(layout.STAT)
-        moments = np.empty(layout.MOMENT)
-        heads = np.empty((4, _ALIGN))
-        open_octaves, open_bins = np.zeros(OCTAVES, np.int32), np.zeros(BINS, np.int32)
-        open_row = -1
-
-        for row in range(first_row, last_row):
-            _align(infer_N, train_N, mask_N, offsets_B1[row], offsets_B1[row + 1], heads, align_C[chunk])
-
-        optional = len(post_N) + len(ids_N) + len(entropy_N) + len(infer_entropy_N) + len(p2_N) > 0
-        row = first_row
-        last_token = offsets_B1[last_row]
-        for start in range(offsets_B1[first_row], last_token, BLOCK):
-            end = min(start + BLOCK, last_token)
-            n = end - start
-            # Which tokens count, and the pieces they form.
-            bad, positive = stages.unsound(infer_N[start:end], train_N[start:end])
-            clean = bad == 0 and (len(mask_N) == 0 or stages.count_true(mask_N[start:end]) == n)
-            pieces, kept = 0, 0
-            if clean:
-                stages.fill(infer_N[start:end], train_N[start:end], start, infer_V, train_V, place_V)
-                if optional:
-                    valid[:n] = 1
-                faults[layout.POSITIVE] += positive
-            while row < last_row and offsets_B1[row] < end:
-                first, last = max(offsets_B1[row], start), min(offsets_B1[row + 1], end)
-                before = kept
-                if clean:
-                    masked = last - first
-                    kept += masked
-                else:
-                    masked, kept = _compress(
-                        infer_N, train_N, mask_N, start, first, last, kept,
-                        infer_V, train_V, place_V, valid, faults,
-                    )  # fmt: skip
-                count_B2[row, MASKED] += masked
-                if kept > before:
-                    piece_row[pieces], piece_end[pieces] = row, kept
-                    pieces += 1
-                if offsets_B1[row + 1] > end:
-                    break
-                row += 1
-            if optional:
-                if kept:
-                    stages.log_ratios(infer_V[:kept], train_V[:kept], d[:kept])
-                _extras(
-                    n, start, kept, valid, place_V, train_V, d, buffer, residual,
-                    post_N, mask_N, entropy_N, infer_entropy_N, p2_N, ids_N, train_ids_N, faults, extra,
-                )  # fmt: skip
-            if kept == 0:
-                continue
-
-            _codes(
-                place_V[:kept], advantage_N, version_N, turn_N, train_version, lag_edges, code_PV, joint_V, lag_counts,
-                extra[layout.LAGS :],
+        for chunk in range(first_chunk, len(bounds_C1) - 1, step):
+            _pass_chunk(
+                infer_N, train_N, mask_N, post_N, entropy_N, infer_entropy_N, p2_N,
+                ids_N, train_ids_N,
+                advantage_N, version_N, turn_N, train_version, base_P, sign_B, bucket_SB,
+                offsets_B1, lag_edges, first_bin, edges, thresholds,
+                level, chunk, bounds_C1[chunk], bounds_C1[chunk + 1],
+                rows_BQ, count_B2,
+                total_C, extreme_C, moment_C, align_C,
+                extra_C, exceed_C, bin_sq_C, stats_C,
+                sign_grid, bin_grid, octaves, passed, faults,
+                pick_values, pick_places, pick_counts, lag_counts,
             )  # fmt: skip
-            # Log ratios, their cells, and the tokens that stand out.
-            first = 0
-            low, high = np.inf, -np.inf
-            for k in range(pieces):
-                last = piece_end[k]
-                piece_mean[k] = stages.log_ratios(infer_V[first:last], train_V[first:last], d[first:last])
-                piece_mean[k] /= last - first
-                first = last
-            low, high = stages.extremes(d[:kept])
-            stages.cells(infer_V[:kept], train_V[:kept], d[:kept], cell[:kept], bin_cell[:kept], octave[:kept], faults)
-            larges = 0
-            if max(high, -low) > thresholds[0]:
-                overs = stages.beyond(d[:kept], thresholds[0], over)
-                _thresholds(d, over[:overs], thresholds, passed)
-                for j in range(overs):
-                    large[larges] = over[j]
-                    larges += abs(d[over[j]]) >= stages.SMALL
-            # Pieces: the sums of sequences and of everything.
-            first, j = 0, 0
-            sum_d, sum_p, sum_gap, sum_size = 0.0, 0.0, 0.0, 0.0
-            for k in range(pieces):
-                last = piece_end[k]
-                target = rows_BQ[piece_row[k]]
-                seen = count_B2[piece_row[k], VALID]
-                stages.sums(
-                    infer_V[first:last], train_V[first:last], d[first:last], piece_mean[k],
-                    p[first:last], complement[first:last], gap[first:last], k3[first:last], sums,
-                )  # fmt: skip
-                begin = j
-                while j < larges and large[j] < last:
-                    j += 1
-                big[:], clipped[:] = 0.0, 0.0
-                if j > begin:
-                    _large(j - begin, d, train_V, large[begin:j], work, p, gap, k3)
-                    for at in range(begin, j):
-                        i = large[at]
-                        _add_large(at - begin, d[i], gap[i], work, big, clipped, sums, extreme, target)
-                piece_low, piece_high = stages.extremes(d[first:last])
-                _finish_piece(last - first, j - begin, sums, big, clipped, piece_low, piece_high, seen, target, total)
-                count_B2[piece_row[k], VALID] += last - first
-                sum_d += sums[10] - sums[11]
-                sum_size += sums[16]
-                sum_p += sums[18]
-                sum_gap += sums[19]
-                first = last
 
-            # Moments of the block.
-            moments[0], moments[1], moments[3], moments[6] = kept, sum_d / kept, sum_size / kept, sum_p / kept
-            moments[5] = moments[6] + sum_gap / kept
-            moments[2], moments[4], moments[7], moments[8], moments[9], moments[10] = stages.squares(
-                d[:kept], p[:kept], gap[:kept], moments[1], moments[6], sum_gap / kept, moments[3]
-            )
-            add_moments(moment, moments)
-
-            # Grids, and what is counted per sequence.
-            if level >= layout.WITH_BINS:
-                stages.probability_bins(infer_V[:kept], first_bin, edges, bins[:kept])
-            first = 0
-            for k in range(pieces):
-                last, of = piece_end[k], piece_row[k]
-                if open_row != of:
-                    _close(open_row, count_B2, open_octaves, open_bins, level, exceed, bin_sq, bucket_SB, octaves)
-                    open_row = of
-                if len(advantage_N) == 0:
-                    stages.count_cells(cell[first:last], sign_grid[sign_B[of] * CELLS :])
-                else:
-                    sign = code_PV[layout.BY_ADVANTAGE, first] if sign_B[of] < 0 else sign_B[of]
-                    for i in range(first, last):
-                        code = code_PV[layout.BY_ADVANTAGE, i]
-                        sign_grid[code * CELLS + cell[i]] += 1
-                        sign = sign if code == sign else layout.UNKNOWN_SIGN
-                    sign_B[of] = sign
-                stages.count_cells(octave[first:last], open_octaves)
-                if level >= layout.WITH_BINS:
-                    stages.count_cells(bins[first:last], open_bins)
-                if level >= layout.ALL:
-                    _segments(
-                        first, last, offsets_B1[of], place_V, code_PV, joint_V, base_P, d, complement, k3, octave, one,
-                        stats, octaves,
-                    )  # fmt: skip
-                first = last
-            if level >= layout.WITH_BINS:
-                _bins(kept, bins, d, complement, k3, bin_cell, sorted_d, sorted_c, sorted_k, one, bin_stats, bin_grid)
-            if max(high, -low) > stages.CLIP:
-                for j in range(larges):
-                    i = large[j]
-                    if abs(d[i]) > stages.CLIP:
-                        mantissa, exponent = extreme_k3(d[i])
-                        if level >= layout.WITH_BINS:
-                            add_scaled(bin_stats[bins[i], layout.STAT_MANTISSA :], mantissa, exponent)
-                        if level >= layout.ALL:
-                            of = np.searchsorted(offsets_B1, place_V[i], side="right") - 1
-                            at = _position_bucket(place_V[i] - offsets_B1[of])
-                            add_scaled(stats[at, layout.STAT_MANTISSA :], mantissa, exponent)
-                            for q in range(layout.PROPERTIES):
-                                if base_P[q] >= 0:
-                                    at = base_P[q] + code_PV[q, i]
-                                    add_scaled(stats[at, layout.STAT_MANTISSA :], mantissa, exponent)
-            for side in range(2):
-                full = pick_counts[side] == PICKS
-                if full and (high if side == 0 else -low) <= pick_values[side, PICKS - 1]:
-                    continue
-                pick_counts[side] = _pick(
-                    d[:kept], place_V, 1.0 - 2.0 * side, pick_values[side], pick_places[side], pick_counts[side]
-                )
-        _close(open_row, count_B2, open_octaves, open_bins, level, exceed, bin_sq, bucket_SB, octaves)
-
-    return pass_chunk
+    return pass_chunks
 
 
-pass_chunk = _entry(FINGERPRINT)
+pass_chunks = _entry(FINGERPRINT)
 
 
 def _fold_entry(fingerprint: int) -> Any:
-    @entry(types.void(types.float64[:, ::1], types.float64[:, :, ::1], types.float64[:, :, ::1]))
-    def fold(moment_C: Any, extreme_C: Any, stats_C: Any) -> None:
+    @entry(types.void(types.float64[:, ::1], types.float64[:, :, ::1], types.float64[:, :, ::1], types.float64[:, ::1]))
+    def fold(moment_C: Any, extreme_C: Any, stats_C: Any, residual_C3: Any) -> None:
         """Add up all chunks into the first, in their order."""
         if fingerprint == 0:
             return
@@ -657,6 +680,7 @@ def _fold_entry(fingerprint: int) -> Any:
                 add_scaled(extreme_C[0, q], extreme_C[c, q, 0], extreme_C[c, q, 1])
             for r in range(stats_C.shape[1]):
                 add_stat(stats_C[0, r], stats_C[c, r])
+            add_mean(residual_C3[0], residual_C3[c, 0], residual_C3[c, 1], residual_C3[c, 2])
 
     return fold
 

@@ -33,6 +33,8 @@ _ZERO: Final = np.float32(0)
 SMALL: Final = 0.5
 """Below it |d| takes the series."""
 CLIP: Final = schema.CLUSTER_CLIP
+_STRETCH: Final = 64
+"""Tokens looked at together where what is sought is rare."""
 
 _SHIFT: Final = 23 - schema.TOKEN_BITS
 _BIAS: Final = (schema.MIN_EXPONENT + 127) << schema.TOKEN_BITS
@@ -203,12 +205,27 @@ def _complement(s: Any, m: Any) -> Any:
 
 
 @strict()
-def beyond(d: Any, threshold: Any, index: Any) -> Any:
-    """Fill `index` with the tokens of |d| > threshold; how many."""
-    count = np.uint64(0)
+def count_beyond(d: Any, threshold: Any) -> Any:
+    """How many are above the threshold, and how many below its negative."""
+    above, below = np.int64(0), np.int64(0)
     for i in range(len(d)):
-        index[count] = i
-        count += np.uint64(abs(d[i]) > threshold)
+        above += np.int64(d[i] > threshold)
+        below += np.int64(d[i] < -threshold)
+    return above, below
+
+
+@strict()
+def large(d: Any, index: Any) -> Any:
+    """Fill `index` with the tokens of |d| >= SMALL, in their order; how many. They are few: stretches are skipped."""
+    count = np.uint64(0)
+    for start in range(0, len(d), _STRETCH):
+        end = min(start + _STRETCH, len(d))
+        low, high = extremes(d[start:end])
+        if max(high, -low) < SMALL:
+            continue
+        for i in range(start, end):
+            index[count] = i
+            count += np.uint64(abs(d[i]) >= SMALL)
     return np.int64(count)
 
 

@@ -20,7 +20,7 @@ from tailwatch_collectors.batch import Batch
 from tailwatch_collectors.summary import schema
 from tailwatch_collectors.summary.clusters import Clusters
 from tailwatch_collectors.summary.fused import layout
-from tailwatch_collectors.summary.fused.chunk import by_sequence, fold, pass_chunk
+from tailwatch_collectors.summary.fused.chunk import by_sequence, fold, pass_chunks
 from tailwatch_collectors.summary.grid import Grid
 from tailwatch_collectors.summary.moments import CoMoments, Moments
 from tailwatch_collectors.summary.parts import Buckets, LagSums, Parts, assemble
@@ -85,7 +85,7 @@ class _Worker:
         default_factory=lambda: np.zeros(len(schema.ADVANTAGE_SIGNS) * layout.CELLS, np.int32)
     )
     bin_grid: Int32Array = field(default_factory=lambda: np.zeros(layout.BINS * layout.BIN_CELLS, np.int32))
-    passed: Int64Array = field(default_factory=lambda: np.zeros((2, len(schema.RATIO_THRESHOLDS) + 1), np.int64))
+    passed: Int64Array = field(default_factory=lambda: np.zeros((2, len(schema.RATIO_THRESHOLDS)), np.int64))
     faults: Int64Array = field(default_factory=lambda: np.zeros(layout.FAULTS, np.int64))
     pick_values: Float64Array = field(default_factory=lambda: np.empty((2, layout.PICKS)))
     pick_places: Int64Array = field(default_factory=lambda: np.empty((2, layout.PICKS), np.int64))
@@ -151,8 +151,8 @@ def parts(batch: Batch, *, sample: bool = False, threads: int = 1, level: int = 
     advantage_N = None if batch.advantage_B is not None else batch.advantage_N
     by_token = {"advantage": advantage_N is not None, "lag": version_N is not None, "turn": batch.turn_N is not None}
     plan = _Plan.of(batch, lag, by_token)
-    bounds = _bounds(batch.offsets_B1)
-    chunks = _Chunks.empty(max(1, len(bounds)), buckets=plan.token_buckets)
+    bounds_C1 = _bounds(batch.offsets_B1)
+    chunks = _Chunks.empty(max(1, len(bounds_C1) - 1), buckets=plan.token_buckets)
     rows_BQ = np.zeros((batch.sequences, layout.ROW))
     count_B2 = np.zeros((batch.sequences, 2), np.int64)
     sign = plan.known.get("advantage")
@@ -161,35 +161,36 @@ def parts(batch: Batch, *, sample: bool = False, threads: int = 1, level: int = 
     )
     lag_cells = schema.MAX_LAG_CELL + 1 if version_N is not None else 1
 
-    def worker(jobs: Any) -> _Worker:
+    columns = [_column(values, dtype) for values, dtype in _columns(batch)]
+    by_token_columns = _column(advantage_N, np.float32), _column(version_N, np.int32), _column(batch.turn_N, np.int16)
+    threads = max(1, min(threads, len(bounds_C1) - 1))
+
+    def worker(first: int) -> _Worker:
+        """Every `threads`-th chunk from `first` on."""
         mine = _Worker(np.zeros((plan.buckets, layout.OCTAVES), np.int32), np.zeros(lag_cells, np.int64))
-        for chunk, (first, last) in jobs:
-            pass_chunk(
-                *(_column(values, dtype) for values, dtype in _columns(batch)),
-                _column(advantage_N, np.float32), _column(version_N, np.int32), _column(batch.turn_N, np.int16),
-                version or 0, plan.base_P, sign_B, plan.bucket_SB,
-                batch.offsets_B1, schema.LAG_EDGES, *_EDGE_TABLE, schema.LOG_RATIO_THRESHOLDS,
-                level, chunk, first, last,
-                rows_BQ, count_B2,
-                chunks.total, chunks.extreme, chunks.moment, chunks.align,
-                chunks.extra, chunks.exceed, chunks.bin_sq, chunks.stats,
-                mine.sign_grid, mine.bin_grid, mine.octaves, mine.passed, mine.faults,
-                mine.pick_values, mine.pick_places, mine.pick_counts, mine.lag_counts,
-            )  # fmt: skip
+        pass_chunks(
+            *columns, *by_token_columns, version or 0, plan.base_P, sign_B, plan.bucket_SB,
+            batch.offsets_B1, schema.LAG_EDGES, *_EDGE_TABLE, schema.LOG_RATIO_THRESHOLDS,
+            level, bounds_C1, first, threads,
+            rows_BQ, count_B2,
+            chunks.total, chunks.extreme, chunks.moment, chunks.align,
+            chunks.extra, chunks.exceed, chunks.bin_sq, chunks.stats,
+            mine.sign_grid, mine.bin_grid, mine.octaves, mine.passed, mine.faults,
+            mine.pick_values, mine.pick_places, mine.pick_counts, mine.lag_counts,
+        )  # fmt: skip
         return mine
 
-    jobs = iter(enumerate(bounds))
-    threads = min(threads, len(bounds))
     if threads > 1:
         with ThreadPoolExecutor(threads) as pool:
-            workers = list(pool.map(worker, [jobs] * threads))
+            workers = list(pool.map(worker, range(threads)))
     else:
-        workers = [worker(jobs)]
-    fold(chunks.moment, chunks.extreme, chunks.stats)
+        workers = [worker(0)]
+    residual_C3 = np.ascontiguousarray(chunks.extra[:, 9:12])
+    fold(chunks.moment, chunks.extreme, chunks.stats, residual_C3)
     picks = [_picks(batch, workers, side) for side in range(2)]
     for other in workers[1:]:
         workers[0].add(other)
-    return _parts(batch, plan, lag, chunks, workers[0], rows_BQ, count_B2, sign_B, picks, sample=sample)
+    return _parts(batch, plan, lag, chunks, workers[0], residual_C3[0], rows_BQ, count_B2, sign_B, picks, sample=sample)
 
 
 def _columns(batch: Batch) -> list[tuple[NDArray[Any] | None, Any]]:
@@ -211,16 +212,14 @@ def _column(values: NDArray[Any] | None, dtype: Any) -> NDArray[Any]:
     return _ABSENT[dtype] if values is None else np.require(values, dtype, ["C", "A"])
 
 
-def _bounds(offsets_B1: Int64Array) -> list[tuple[int, int]]:
-    """First and last sequence of each chunk."""
-    bounds = []
-    first, sequences = 0, len(offsets_B1) - 1
-    while first < sequences:
-        last = int(np.searchsorted(offsets_B1, offsets_B1[first] + layout.CHUNK))
-        last = min(max(last, first + 1), sequences)
-        bounds.append((first, last))
-        first = last
-    return bounds
+def _bounds(offsets_B1: Int64Array) -> Int64Array:
+    """[C + 1] first sequence of each chunk, and where the last one ends."""
+    bounds = [0]
+    sequences = len(offsets_B1) - 1
+    while bounds[-1] < sequences:
+        last = int(np.searchsorted(offsets_B1, offsets_B1[bounds[-1]] + layout.CHUNK))
+        bounds.append(min(max(last, bounds[-1] + 1), sequences))
+    return np.array(bounds)
 
 
 def _picks(batch: Batch, workers: list[_Worker], side: int) -> Picks:
@@ -238,6 +237,7 @@ def _parts(
     lag: Lags,
     chunks: _Chunks,
     counted: _Worker,
+    residual: Float64Array,
     rows_BQ: Float64Array,
     count_B2: Int64Array,
     sign_B: Int32Array,
@@ -256,7 +256,6 @@ def _parts(
     stats = _bucket_stats(stats_RS)
     spans = {name: slice(span.start - layout.BINS, span.stop - layout.BINS) for name, span in spans.items()}
     extreme = ScaledSums.of(chunks.extreme[0, :, 0], chunks.extreme[0, :, 1].astype(np.int64))
-    residual = Moments(*_mean(chunks.extra[:, 9:12]))
     counters = {
         **dict(zip(layout.FAULT_NAMES, counted.faults.tolist(), strict=True)),
         "tokens": tokens,
@@ -273,7 +272,7 @@ def _parts(
     same = ("entropy", "infer_entropy", "entropy_gap", "score_norm_sq", "fisher_trace")
     n = np.array(tokens)
     there = valid_B > 0
-    below, above = (counted.passed[side, ::-1].cumsum()[::-1][1:] for side in (1, 0))
+    above, below = counted.passed
     return Parts(
         counters=counters,
         sums=named | {name: extra[name] for name in same},
@@ -288,7 +287,7 @@ def _parts(
         probs=CoMoments(
             n, *(np.array(moment[name]) for name in ("mean_train", "mean_infer", "m2_train", "m2_infer", "c"))
         ),
-        score_residual=residual,
+        score_residual=Moments(np.array(int(residual[0])), *(np.array(value) for value in residual[1:].tolist())),
         sign_grid=counted.sign_grid,
         bin_grid=counted.bin_grid,
         bins=stats.rows(slice(0, layout.BINS)),
@@ -311,13 +310,6 @@ def _parts(
         worst_lower=picks[1],
         sample=_sample(batch) if sample else Picks.empty(),
     )
-
-
-def _mean(residual_C3: Float64Array) -> tuple[NDArray[Any], Float64Array, Float64Array]:
-    total = Moments.zeros()
-    for n, mean, m2 in residual_C3.tolist():
-        total = total.merge(Moments(np.array(int(n)), np.array(mean), np.array(m2)))
-    return total.n, total.mean, total.m2
 
 
 def _lag_sums(lag: Lags, counted: _Worker, chunks: _Chunks, valid_B: Int64Array) -> LagSums:
