@@ -460,9 +460,6 @@ def _pass_chunk(
     open_octaves, open_bins = np.zeros(OCTAVES, np.int32), np.zeros(BINS, np.int32)
     open_row = -1
 
-    for row in range(first_row, last_row):
-        _align(infer_N, train_N, mask_N, offsets_B1[row], offsets_B1[row + 1], heads, align_C[chunk])
-
     optional = len(post_N) + len(ids_N) + len(entropy_N) + len(infer_entropy_N) + len(p2_N) > 0
     row = first_row
     last_token = offsets_B1[last_row]
@@ -479,6 +476,8 @@ def _pass_chunk(
                 valid[:n] = 1
             faults[layout.POSITIVE] += positive
         while row < last_row and offsets_B1[row] < end:
+            if offsets_B1[row] >= start:
+                _align(infer_N, train_N, mask_N, offsets_B1[row], offsets_B1[row + 1], heads, align_C[chunk])
             first, last = max(offsets_B1[row], start), min(offsets_B1[row + 1], end)
             before = kept
             if clean:
