@@ -3,14 +3,16 @@
 1. Blocked in `record`, as a ratio to one memcpy of the columns handed over into memory that is there already (numpy's
    copyto, the same columns, turn by turn), for flat, padded and bf16 arrays; and in ms per 1e5 tokens. The sender
    works meanwhile, against a sink in a process of its own.
-2. Slowdown: a loop of big matrix products, one of many small operations, one of plain Python, alone and with a logger,
-   each in a process of its own, turn by turn. Tailwatch hands over every token. `json` writes every token to a file.
-   W&B (offline), trackio and mlflow (file store) log six numbers computed from the tokens in the loop, which is what
-   trainers do today. Peers that do not install are skipped by name, with the reason.
+2. Slowdown: a loop of big matrix products, one of many small operations, one of plain Python, with steps of more than
+   100 ms. A process takes turns: a few steps with the logger, and, once its background work is over, as many without;
+   what is reported is the median of the turns' ratios and the middle half of them, for a shared machine changes its
+   speed by more than what is to be measured from one second to the next. Tailwatch hands over every token. `json`
+   writes every token to a file. W&B (offline), trackio and mlflow (file store) log six numbers computed from the tokens
+   in the loop, which is what trainers do today. Peers that do not install are skipped by name, with the reason.
 
 Writes bench/results.json.
 
-    python -m bench.collector [--rounds 3] [--steps 12] [--tokens 100000 1000000] [--peers DIR]
+    python -m bench.collector [--turns 10] [--tokens 100000 1000000] [--peers DIR]
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,8 @@ LOOPS = ("matmul", "tiny", "python")
 LAYOUTS = ("flat", "padded", "bf16")
 TARGETS = {"flat": 2.0, "padded": 5.0, "bf16": 5.0, "ms_per_1e5_tokens": 1.5}
 SEQUENCE = 1000
+STEPS = 3
+"""Steps of a turn."""
 
 
 # --- a sink ------------------------------------------------------------------------------------------------------
@@ -149,13 +154,13 @@ def blocked(layout: str, tokens: int, url: str, *, calls: int) -> dict[str, floa
 
 
 def work(loop: str) -> Callable[[], None]:
-    """One step of a training loop, about a tenth of a second."""
+    """One step of a training loop, a little over a tenth of a second."""
     generator = np.random.default_rng(0)
     if loop == "matmul":
         a, b = (generator.random((1024, 1024), np.float32) for _ in range(2))
 
         def matmul() -> None:
-            for _ in range(4):
+            for _ in range(6):
                 np.matmul(a, b)
 
         return matmul
@@ -164,20 +169,22 @@ def work(loop: str) -> Callable[[], None]:
 
         def tiny() -> None:
             y = x
-            for _ in range(60_000):
+            for _ in range(130_000):
                 y = y * 0.5 + x
 
         return tiny
 
     def python() -> None:
         total = 0
-        for number in range(1_500_000):
+        for number in range(3_500_000):
             total += number & 7
 
     return python
 
 
 Log = Callable[[int, np.ndarray[Any, Any], np.ndarray[Any, Any]], None]
+Idle = Callable[[], object]
+"""Returns once the logger's background work is over."""
 
 
 def numbers(infer: np.ndarray[Any, Any], train: np.ndarray[Any, Any]) -> dict[str, float]:
@@ -194,10 +201,8 @@ def numbers(infer: np.ndarray[Any, Any], train: np.ndarray[Any, Any]) -> dict[st
     }
 
 
-def logger(name: str | None, directory: Path, url: str) -> tuple[Log, Callable[[], None]]:
-    """A logger of tokens, and its end; None: one that does nothing."""
-    if name is None:
-        return lambda *_: None, lambda: None
+def logger(name: str, directory: Path, url: str) -> tuple[Log, Idle, Callable[[], None]]:
+    """A logger of tokens, how to wait for it, and its end."""
     if name.startswith("tailwatch"):
         return _tailwatch(name, directory, url)
     if name == "json":
@@ -206,26 +211,29 @@ def logger(name: str | None, directory: Path, url: str) -> tuple[Log, Callable[[
         def to_json(step: int, infer: Any, train: Any) -> None:
             file.write(json.dumps({"step": step, "infer": infer.tolist(), "train": train.tolist()}) + "\n")
 
-        return to_json, file.close
+        return to_json, file.flush, file.close
     os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "TRACKIO_DIR": str(directory)}
     os.environ |= {"MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1"}
     peer: Any = __import__(name)
+    # They have no way to say when they are through with what was logged.
+    idle = partial(time.sleep, 0.3)
     if name == "mlflow":
         peer.set_tracking_uri((directory / "mlruns").as_uri())
         peer.start_run()
-        return lambda step, infer, train: peer.log_metrics(numbers(infer, train), step=step), peer.end_run
+        return lambda step, infer, train: peer.log_metrics(numbers(infer, train), step=step), idle, peer.end_run
     more = {"dir": str(directory)} if name == "wandb" else {}
     peer.init(project="bench", **more)
-    return lambda step, infer, train: peer.log({**numbers(infer, train), "step": step}), peer.finish
+    return lambda step, infer, train: peer.log({**numbers(infer, train), "step": step}), idle, peer.finish
 
 
-def _tailwatch(name: str, directory: Path, url: str) -> tuple[Log, Callable[[], None]]:
+def _tailwatch(name: str, directory: Path, url: str) -> tuple[Log, Idle, Callable[[], None]]:
     import tailwatch_collectors as tailwatch
 
+    dead = name.endswith("dead")
     collector = tailwatch.connect(
         project="bench",
         run="loop",
-        url="http://127.0.0.1:9" if name.endswith("dead") else url,
+        url="http://127.0.0.1:9" if dead else url,
         session="s",
         mode="edge" if name.endswith("edge") else "tokens",
         overhead_budget=0,
@@ -236,32 +244,38 @@ def _tailwatch(name: str, directory: Path, url: str) -> tuple[Log, Callable[[], 
         boundaries = np.append(np.arange(0, len(infer), SEQUENCE), len(infer))
         collector.record(step=step, infer_logprobs=infer, train_logprobs=train, cu_seqlens=boundaries)
 
-    return record, lambda: collector.close(10)
+    # Where nobody listens, what was recorded goes to disk.
+    idle = partial(time.sleep, 0.5) if dead else partial(collector.flush, 30)
+    return record, idle, lambda: collector.close(10)
 
 
 def worker(options: dict[str, Any]) -> None:
-    """One loop with one logger: step times and times in the logger's calls, seconds."""
+    """One loop with one logger, turn by turn with and without: seconds of each turn, and of the logger's calls."""
     step, tokens = work(options["loop"]), options["tokens"]
     generator = np.random.default_rng(1)
     infer = -generator.exponential(1.0, tokens).astype(np.float32)
     train = np.minimum(infer + generator.normal(0, 0.02, tokens).astype(np.float32), 0)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        log, end = logger(options["logger"], Path(directory), options["url"])
-        steps, calls = [], []
-        for number in range(options["steps"]):
-            began = time.perf_counter()
-            step()
-            middle = time.perf_counter()
-            log(number, infer, train)
-            ended = time.perf_counter()
-            steps.append(ended - began)
-            calls.append(ended - middle)
+        log, idle, end = logger(options["logger"], Path(directory), options["url"])
+        turns: dict[str, list[float]] = {"with": [], "without": []}
+        calls = []
+        for turn in range(options["turns"] + 1):  # the first one warms up
+            for side, times in turns.items():
+                began = time.perf_counter()
+                for number in range(STEPS):
+                    step()
+                    if side == "with":
+                        middle = time.perf_counter()
+                        log(turn * STEPS + number, infer, train)
+                        calls.append(time.perf_counter() - middle)
+                times.append(time.perf_counter() - began)
+                idle()
         end()
-    print("\n" + json.dumps({"steps": steps, "calls": calls}), flush=True)
+    print("\n" + json.dumps({**turns, "calls": calls}), flush=True)
 
 
-def run(python: str, **options: Any) -> dict[str, float] | str:
-    """Medians of one worker, seconds; the reason where it failed."""
+def run(python: str, **options: Any) -> dict[str, Any] | str:
+    """Figures of one worker; the reason where it failed."""
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "collectors")])}
     command = [python, "-m", "bench.collector", "--worker", json.dumps(options)]
     try:
@@ -271,8 +285,14 @@ def run(python: str, **options: Any) -> dict[str, float] | str:
     if done.returncode:
         return done.stderr.strip().rpartition("\n")[2][:200]
     found = json.loads(done.stdout.strip().rpartition("\n")[2])
-    warm = slice(len(found["steps"]) // 4, None)
-    return {name: statistics.median(found[name][warm]) for name in ("steps", "calls")}
+    ratios = [one / other for one, other in zip(found["with"][1:], found["without"][1:], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {
+        "slowdown": round(middle, 3),
+        "quartiles": [round(low, 3), round(high, 3)],
+        "calls_ms": round(1e3 * statistics.median(found["calls"][STEPS:]), 3),
+        "step_ms": round(1e3 * statistics.median(found["without"][1:]) / STEPS, 1),
+    }
 
 
 def peers(directory: Path) -> dict[str, str]:
@@ -297,38 +317,26 @@ def loops(options: argparse.Namespace, url: str) -> dict[str, Any]:
     found: dict[str, Any] = {"skipped": missing}
     for tokens in options.tokens:
         for loop in LOOPS:
-            cells: dict[str, list[dict[str, float]]] = {}
-            base: list[float] = []
-            for _ in range(options.rounds):
-                alone = run(sys.executable, loop=loop, logger=None, tokens=tokens, steps=options.steps, url=url)
-                assert not isinstance(alone, str), alone
-                base.append(alone["steps"])
-                for name in LOGGERS:
-                    if name in missing:
-                        continue
-                    own = str(python) if name in PEERS else sys.executable
-                    cell = run(own, loop=loop, logger=name, tokens=tokens, steps=options.steps, url=url)
-                    if isinstance(cell, str):
-                        missing[name] = cell
-                        continue
-                    cells.setdefault(name, []).append(
-                        {"slowdown": cell["steps"] / alone["steps"], "calls_ms": 1e3 * cell["calls"]}
-                    )
-            of = found.setdefault(str(tokens), {})
-            of[loop] = {"step_ms": round(1e3 * statistics.median(base), 1)}
-            for name, rounds in cells.items():
-                of[loop][name] = {
-                    key: round(statistics.median(one[key] for one in rounds), 3) for key in ("slowdown", "calls_ms")
-                }
-            print(tokens, loop, json.dumps(of[loop]), flush=True)
+            of = found.setdefault(str(tokens), {}).setdefault(loop, {})
+            for name in LOGGERS:
+                if name in missing:
+                    continue
+                own = str(python) if name in PEERS else sys.executable
+                # One that takes seconds a step shows itself in a few turns.
+                turns = 3 if name == "json" else options.turns
+                cell = run(own, loop=loop, logger=name, tokens=tokens, turns=turns, url=url)
+                if isinstance(cell, str):
+                    missing[name] = cell
+                    continue
+                of[name] = cell
+                print(f"{tokens:>8} {loop:8} {name:24} {json.dumps(cell)}", flush=True)
     return found
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--calls", type=int, default=60)
     parser.add_argument("--tokens", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "tailwatch-bench-peers")
@@ -342,10 +350,11 @@ def main() -> None:
         worker(json.loads(options.worker))
         return
     report: dict[str, Any] = {
-        "command": f"python -m bench.collector --rounds {options.rounds} --steps {options.steps}",
+        "command": f"python -m bench.collector --turns {options.turns}",
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__},
         "note": "one core per library; ratio: record over one memcpy into memory that is there already, in turn; "
-        "slowdown: median step with the logger over median step alone, median of rounds; the machine is shared",
+        "slowdown: median and quartiles of the turns' ratios, steps with the logger over steps without; "
+        "the machine is shared",
         "targets": TARGETS,
     }
     with sink() as url:
