@@ -116,25 +116,19 @@ class Grid:
         """From keys in any order, with repeats; [M] and [M, C]."""
         if len(keys) == 0:
             return cls.empty(counts.shape[1])
-        order = np.argsort(keys, kind="stable")
+        order = np.argsort(keys, kind="stable")  # ascending runs, which grids that are merged consist of, are kept
         ordered = keys[order]
         starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-        return cls(ordered[starts].astype(np.int64), np.add.reduceat(counts[order], starts, axis=0))
+        # Column by column: numpy adds up rows of one or two numbers many times slower.
+        columns = [np.add.reduceat(column[order], starts) for column in np.ascontiguousarray(counts.T)]
+        return cls(ordered[starts].astype(np.int64), np.stack(columns, axis=1))
 
-    def merge(self, other: Grid) -> Grid:
-        """Sum of both; exact."""
-        if len(self.keys) == 0:
-            return other
-        if len(other.keys) == 0:
-            return self
-        keys = np.concatenate((self.keys, other.keys))
-        order = np.argsort(keys, kind="stable")  # two ascending runs: one merge
-        keys, counts = keys[order], np.concatenate((self.counts, other.counts))[order]
-        first = np.concatenate(([True], keys[1:] != keys[:-1]))
-        again = np.flatnonzero(~first)  # no key comes three times
-        merged = counts[first]
-        merged[np.cumsum(first)[again] - 1] += counts[again]
-        return Grid(keys[first], merged)
+    def merge(self, *others: Grid) -> Grid:
+        """Sum of all; exact, in any order."""
+        held = [grid for grid in (self, *others) if len(grid.keys)]
+        if len(held) <= 1:
+            return held[0] if held else self
+        return Grid.of_keys(np.concatenate([grid.keys for grid in held]), np.concatenate([g.counts for g in held]))
 
     def part(self, index: int, *, size: int) -> Grid:
         """The keys in [index * size, (index + 1) * size), moved to 0 .. size - 1."""

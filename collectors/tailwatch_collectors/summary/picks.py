@@ -43,15 +43,14 @@ class Picks:
         f32 = np.empty(0, np.float32)
         return cls(np.empty(0), f32, f32, i32, i32, i32, i32, np.empty(0, np.int64), ())
 
-    def merge(self, other: Picks, *, limit: int) -> Picks:
-        """The first `limit` of both."""
-        if len(self.priority) == 0:
-            return other
-        if len(other.priority) == 0:
-            return self
-        names = self.seq_id + other.seq_id
+    def merge(self, *others: Picks, limit: int) -> Picks:
+        """The first `limit` of all."""
+        held = [picks for picks in (self, *others) if len(picks.priority)]
+        if len(held) <= 1:
+            return held[0] if held else self
+        names = tuple(name for picks in held for name in picks.seq_id)
         joined = {
-            field.name: np.concatenate((getattr(self, field.name), getattr(other, field.name)))
+            field.name: np.concatenate([getattr(picks, field.name) for picks in held])
             for field in fields(self)
             if field.name != "seq_id"
         }

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, reduce
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ Int64Array = NDArray[np.int64]
 
 
 _PICKS = {"worst_upper": schema.WORST_TOKENS, "worst_lower": schema.WORST_TOKENS, "sample": schema.SAMPLE_TOKENS}
+_AT_ONCE = 16
+"""Summaries that are in memory together while many are merged."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -129,32 +132,34 @@ class Summary:
             sample=Picks.empty(),
         )
 
-    def merge(self, other: Summary) -> Summary:
-        """The summary of both sets of tokens."""
+    def merge(self, *others: Summary) -> Summary:
+        """The summary of all sets of tokens; float sums are added up in the order given."""
         merged: dict[str, Any] = {}
         for name in (one.name for one in fields(self)):
-            mine, theirs = getattr(self, name), getattr(other, name)
+            mine = getattr(self, name)
+            theirs = [getattr(other, name) for other in others]
             if name == "minima":
-                merged[name] = np.minimum(mine, theirs)
+                merged[name] = reduce(np.minimum, theirs, mine)
             elif name == "maxima":
-                merged[name] = np.maximum(mine, theirs)
+                merged[name] = reduce(np.maximum, theirs, mine)
             elif name == "slices":
-                merged[name] = merge_slices(mine, theirs)
+                merged[name] = reduce(merge_slices, theirs, mine)
             elif name in _PICKS:
-                merged[name] = mine.merge(theirs, limit=_PICKS[name])
+                merged[name] = mine.merge(*theirs, limit=_PICKS[name])
+            elif isinstance(mine, Grid):
+                merged[name] = mine.merge(*theirs)
             elif isinstance(mine, np.ndarray):
-                merged[name] = mine + theirs
+                merged[name] = reduce(np.add, theirs, mine)
             else:
-                merged[name] = mine.merge(theirs)
+                merged[name] = reduce(type(mine).merge, theirs, mine)
         return Summary(**merged)
 
     @cached_property
     def grid(self) -> Grid:
         """Histogram of d over all tokens, TOKEN_BITS."""
-        grid = Grid.empty()
-        for sign in range(len(schema.ADVANTAGE_SIGNS)):
-            grid = grid.merge(self.sign_grid.part(sign, size=cell_count(schema.TOKEN_BITS)))
-        return grid
+        size = cell_count(schema.TOKEN_BITS)
+        first, *others = (self.sign_grid.part(sign, size=size) for sign in range(len(schema.ADVANTAGE_SIGNS)))
+        return first.merge(*others)
 
     def sequence_part(self, name: str, sign: int) -> Grid:
         """Histogram of one of SEQUENCE_GRIDS, SEQUENCE_BITS[name], for one sign of the advantage."""
@@ -186,7 +191,10 @@ class Summary:
 
 def merge(summaries: Iterable[Summary]) -> Summary:
     """Merge in the given order; the empty summary where there is none."""
-    merged: Summary | None = None
-    for summary in summaries:
-        merged = summary if merged is None else merged.merge(summary)
-    return Summary.empty() if merged is None else merged
+    rest = iter(summaries)
+    merged = next(rest, None)
+    if merged is None:
+        return Summary.empty()
+    while group := tuple(islice(rest, _AT_ONCE)):
+        merged = merged.merge(*group)
+    return merged
