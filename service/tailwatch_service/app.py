@@ -51,6 +51,7 @@ from tailwatch_service.errors import SettingsError
 from tailwatch_service.gate import Gate
 from tailwatch_service.hub import Hub
 from tailwatch_service.ingest import routes as ingest
+from tailwatch_service.known_runs import KnownRuns
 from tailwatch_service.pipeline import Pipeline
 from tailwatch_service.recent import RecentSummaries
 from tailwatch_service.services import Services
@@ -190,7 +191,17 @@ def _open(settings: Settings, counters: Counters, clock: Callable[[], float]) ->
         watch=desk.watch,
         recent=recent,
     )
-    pipeline = Pipeline(db, writer, segments=segments, settings=settings, clock=clock, wake=closer.wake, recent=recent)
+    known = KnownRuns(db)
+    pipeline = Pipeline(
+        db,
+        writer,
+        segments=segments,
+        settings=settings,
+        clock=clock,
+        wake=closer.wake,
+        recent=recent,
+        known=known,
+    )
     writer.start()
     closer.start()
     desk.start()
@@ -199,6 +210,7 @@ def _open(settings: Settings, counters: Counters, clock: Callable[[], float]) ->
         db=db,
         writer=writer,
         segments=segments,
+        known=known,
         pipeline=pipeline,
         closer=closer,
         desk=desk,

@@ -55,6 +55,17 @@ def visible_run(services: Services, principal: Principal, run_id: str) -> Run:
     return run
 
 
+def check_run(services: Services, principal: Principal, run_id: str) -> None:
+    """Refuse a run that the principal does not reach, from what was known of it a moment ago.
+
+    Raises:
+        NotFound: as `visible_run`.
+    """
+    project = services.known.project_of(run_id, now=services.clock())
+    if principal.project not in {None, project}:
+        raise NotFound(f"run {run_id!r:.80} does not exist")
+
+
 def _readable(run: str, request: Request, principal: Reader) -> Run:
     return visible_run(services_of(request), principal, run)
 

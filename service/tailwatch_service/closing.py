@@ -39,6 +39,9 @@ HOUSEKEEPING_S = 600.0
 
 _LATE_S = 5.0
 
+_PAUSE_S = 0.05
+"""Between two looks at what is woken: a step of a thousand parts is looked at a few times, not a thousand."""
+
 
 # --- rules ---
 
@@ -258,6 +261,7 @@ class Closer:
             for series in sorted(woken):
                 with _logged("closing %s", series):
                     self.close_series(series)
+            self._stopped.wait(_PAUSE_S)
             if time.monotonic() >= next_sweep:
                 repair = time.monotonic() >= next_repair
                 with _logged("the sweep"):

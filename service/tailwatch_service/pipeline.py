@@ -18,10 +18,11 @@ from tailwatch_collectors import wire
 from tailwatch_collectors.batch import Batch
 from tailwatch_collectors.types import BatchMeta
 from tailwatch_service.errors import Unavailable
+from tailwatch_service.known_runs import KnownRuns
 from tailwatch_service.recent import RecentSummaries
 from tailwatch_service.settings import Settings
 from tailwatch_service.statistics import compute
-from tailwatch_service.storage import batches, runs, segments
+from tailwatch_service.storage import batches, segments
 from tailwatch_service.storage.database import Database
 from tailwatch_service.storage.segments import Segments
 from tailwatch_service.storage.writer import Writer
@@ -59,7 +60,7 @@ class Processed:
 
 
 class Pipeline:
-    """Processes batches. Thread-safe; keeps nothing between calls."""
+    """Processes batches. Thread-safe; keeps nothing that matters between calls."""
 
     def __init__(
         self,
@@ -71,6 +72,7 @@ class Pipeline:
         clock: Callable[[], float] = time.time,
         wake: Callable[[SeriesKey], None] = lambda _series: None,
         recent: RecentSummaries | None = None,
+        known: KnownRuns | None = None,
     ) -> None:
         """Make a pipeline.
 
@@ -82,14 +84,15 @@ class Pipeline:
             clock: Unix seconds.
             wake: told the series of every stored batch: the closer's `wake`.
             recent: where the closer finds the summaries made here without reading them back.
+            known: attempts of runs.
         """
-        self._db = db
         self._writer = writer
         self._segments = segments
         self._settings = settings
         self._clock = clock
         self._wake = wake
         self._recent = RecentSummaries() if recent is None else recent
+        self._known = KnownRuns(db) if known is None else known
 
     def process(
         self,
@@ -186,7 +189,7 @@ class Pipeline:
 
     def _key(self, meta: BatchMeta, run_id: str) -> BatchKey:
         now = self._clock()
-        attempt = runs.attempt_of(self._db, run_id, now=now, session=meta.session, attempt=meta.attempt)
+        attempt = self._known.attempt_of(run_id, now=now, session=meta.session, attempt=meta.attempt)
         series = SeriesKey(run_id, meta.stream, attempt, meta.phase, meta.update_index)
         return BatchKey(StepKey(series, meta.step), meta.rank, meta.part)
 

@@ -14,6 +14,7 @@ from tailwatch_service.closing import Closer
 from tailwatch_service.counters import Counters
 from tailwatch_service.gate import Gate
 from tailwatch_service.hub import Hub
+from tailwatch_service.known_runs import KnownRuns
 from tailwatch_service.pipeline import Pipeline
 from tailwatch_service.settings import Settings
 from tailwatch_service.storage.database import Database
@@ -29,6 +30,7 @@ class Services:
     db: Database
     writer: Writer
     segments: Segments
+    known: KnownRuns
     pipeline: Pipeline
     closer: Closer
     desk: Desk

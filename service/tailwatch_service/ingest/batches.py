@@ -81,7 +81,7 @@ async def post_batch(
                 accept_text=services.settings.accept_text,
             )
             ignored = incoming.ignored_columns
-            auth.visible_run(services, principal, run)
+            auth.check_run(services, principal, run)
             return services.pipeline.prepare(
                 incoming.batch, run_id=run, body=incoming.body, idempotency_key=idempotency_key
             )
@@ -118,7 +118,7 @@ async def post_summary(
 
         def prepare() -> Prepared:
             data = body.decompress(raw, encoding=encoding, limit=limits.json_bytes)
-            auth.visible_run(services, principal, run)
+            auth.check_run(services, principal, run)
             checked = decode.summary_meta(meta.model_dump())
             return services.pipeline.prepare_summary(data, meta=checked, run_id=run, idempotency_key=idempotency_key)
 
