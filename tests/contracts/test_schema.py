@@ -19,11 +19,11 @@ VECTORS = {
         "tokens_with_post tokens_post_outside tokens_lag_known sequences sequences_complete sequences_incomplete "
         "sequences_empty sequences_outside_2x sequences_outside_5x sequences_geometric_outside seq_ids_duplicate "
         "entropy_tokens infer_entropy_tokens entropy_gap_tokens rewards clusters token_ids_compared "
-        "token_ids_mismatched tokens_score"
+        "token_ids_mismatched tokens_score sequences_lag_known"
     ),
     "TOKEN_SUMS": (
         "log_ratio_positive log_ratio_negative log_ratio_sq infer_logprob train_logprob entropy infer_entropy "
-        "entropy_gap reward lag score_norm_sq fisher_trace"
+        "entropy_gap reward lag score_norm_sq fisher_trace lag_oldest"
     ),
     "TOKEN_SCALED": (
         "ratio ratio_sq excess_positive excess_negative excess_sq k3 k3_inverse reverse_k1_positive "
@@ -104,7 +104,7 @@ def test_version_edges_and_thresholds() -> None:
 def test_layout_of_the_bytes() -> None:
     layout = layout_of(Summary.empty())
     assert len(layout) == 78
-    assert digest(layout) == "5f1b5a75a71471d601e65701e9b18924e7948c4845330c8383c384469733ed16"
+    assert digest(layout) == "aa144668c432478d46776de54e7b3ed4f23d59eab07ffd207134d983989417dc"
     assert to_bytes(Summary.empty())[:4] == b"TWS\1"
     one = Batch.from_arrays(BatchMeta(step=1), infer_logprobs=[[-1.0]], train_logprobs=[[-1.5]])
     slices = [row for row in layout_of(summarise(one)) if row[0].startswith("summary.slices.lag.")]

@@ -102,7 +102,9 @@ def _lag_sums(lag: Lags, valid: Valid) -> LagSums:
     if lag.lag_N is None:
         return LagSums.of_sequences(lag, valid.count_B)
     lag_V = lag.lag_N if valid.index_V is None else lag.lag_N[valid.index_V]
-    return LagSums.of_sequences(Lags(lag_B=lag_V), np.ones(len(lag_V), np.int64))
+    first_K = (np.cumsum(valid.count_B) - valid.count_B)[valid.count_B > 0]
+    oldest_K = np.maximum.reduceat(lag_V, first_K) if len(first_K) else lag_V
+    return LagSums.of_counts(lag_V, np.ones(len(lag_V), np.int64)).with_oldest(oldest_K[oldest_K >= 0])
 
 
 @dataclass(frozen=True, slots=True)

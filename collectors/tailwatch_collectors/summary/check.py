@@ -99,6 +99,7 @@ def check(summary: Summary) -> None:
     _check_scaled("sequence_scaled", summary.sequence_scaled, complete)
     _check_extremes(summary, tokens, complete)
     _check_lengths(summary, complete)
+    _check_lags(summary)
     for name, most in (
         ("worst_upper", schema.WORST_TOKENS),
         ("worst_lower", schema.WORST_TOKENS),
@@ -296,6 +297,15 @@ def _check_extremes(summary: Summary, tokens: int, complete: int) -> None:
         )
         if (cells_of(ends, schema.TOKEN_BITS) != summary.grid.keys[[0, -1]]).any():
             _refuse("log_ratio", f"extremes {ends.tolist()} are not in the outermost cells of the grid")
+
+
+def _check_lags(summary: Summary) -> None:
+    known, sequences = summary.count("tokens_lag_known"), summary.count("sequences_lag_known")
+    if (known > 0) != (sequences > 0) or sequences > min(known, summary.count("clusters")):
+        _refuse("counters", f"{sequences} sequences of known lag do not fit {known} tokens of it")
+    oldest, highest = summary.token_sum("lag_oldest"), summary.maxima[schema.MAXIMA.index("lag")]
+    if sequences and not highest <= oldest <= sequences * highest * (1 + 1e-9):
+        _refuse("token_sums", f"lag_oldest {oldest} does not fit {sequences} sequences with lags up to {highest}")
 
 
 def _check_lengths(summary: Summary, complete: int) -> None:

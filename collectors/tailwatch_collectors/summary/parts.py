@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,21 +30,35 @@ Float64Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class LagSums:
-    """Known lags, counted by token."""
+    """Known lags, counted by token and by sequence."""
 
     tokens: int = 0
     total: float = 0.0
     low: float = math.inf
     high: float = -math.inf
     grid: Grid = field(default_factory=Grid.empty)
+    sequences: int = 0
+    oldest: float = 0.0
+    """Sum over sequences of the largest lag in each."""
 
     @classmethod
     def of_sequences(cls, lag: Lags, count_B: Int64Array) -> LagSums:
         """From a lag per sequence and its valid tokens; empty where lags are unknown."""
         if lag.lag_B is None:
             return cls()
+        found = cls.of_counts(lag.lag_B, count_B)
         known = (lag.lag_B >= 0) & (count_B > 0)
-        lag_K, count_K = lag.lag_B[known], count_B[known]
+        return found.with_oldest(lag.lag_B[known])
+
+    def with_oldest(self, oldest_K: NDArray[np.integer]) -> LagSums:
+        """With the largest lag of each sequence that has a known one."""
+        return replace(self, sequences=len(oldest_K), oldest=float(oldest_K.astype(np.float64).sum()))
+
+    @classmethod
+    def of_counts(cls, lag: Int64Array, count: Int64Array) -> LagSums:
+        """From lags and how many tokens have each; by token alone."""
+        known = (lag >= 0) & (count > 0)
+        lag_K, count_K = lag[known], count[known]
         if len(lag_K) == 0:
             return cls()
         # Versions may be anything up to 2^53: their sum is taken where it cannot wrap.
@@ -71,7 +85,7 @@ class Parts:
     counters: Mapping[str, int]
     """COUNTERS, but those of the sequence statistics, of lags and of rewards."""
     sums: Mapping[str, float]
-    """TOKEN_SUMS, but `reward` and `lag`."""
+    """TOKEN_SUMS, but `reward`, `lag` and `lag_oldest`."""
     above: Int64Array
     below: Int64Array
     scaled: ScaledSums
@@ -111,13 +125,14 @@ def assemble(batch: Batch, parts: Parts) -> Summary:
     counters = {
         **parts.counters,
         "tokens_lag_known": parts.lag.tokens,
+        "sequences_lag_known": parts.lag.sequences,
         "sequences_complete": int(np.count_nonzero(parts.complete_B)),
         "sequences_outside_2x": sequences.outside_2x,
         "sequences_outside_5x": sequences.outside_5x,
         "sequences_geometric_outside": sequences.geometric_outside,
         "rewards": len(rewards),
     }
-    sums = {**parts.sums, "reward": float(rewards.sum()), "lag": parts.lag.total}
+    sums = {**parts.sums, "reward": float(rewards.sum()), "lag": parts.lag.total, "lag_oldest": parts.lag.oldest}
     minima = {"log_ratio": parts.low, "log_ppl_gap": sequences.gap_min, "lag": parts.lag.low}
     maxima = {
         "log_ratio": parts.high,

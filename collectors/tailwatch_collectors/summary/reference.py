@@ -278,6 +278,8 @@ def summarise_slowly(batch: Batch, *, sample: bool = False) -> Summary:
     clusters = [sequence for sequence in sequences if sequence]
     bins = [[t for t in tokens if t.bin == b] for b in range(schema.PROBABILITY_BINS)]
     lags = [t.lag for t in tokens if t.lag is not None and t.lag >= 0]
+    known = [[t.lag for t in sequence if t.lag is not None and t.lag >= 0] for sequence in sequences]
+    oldest = [max(of_sequence) for of_sequence in known if of_sequence]
     entropy = finite(batch.entropy_N, tokens)
     infer_entropy = finite(batch.infer_entropy_N, tokens)
     both = {i: entropy[i] - infer_entropy[i] for i in entropy.keys() & infer_entropy.keys()}
@@ -324,6 +326,7 @@ def summarise_slowly(batch: Batch, *, sample: bool = False) -> Summary:
         "token_ids_compared": len(tokens) if ids else 0,
         "token_ids_mismatched": sum(mine[t.index] != theirs[t.index] for t in tokens) if ids else 0,
         "tokens_score": len(norms),
+        "sequences_lag_known": len(oldest),
     }  # fmt: skip
     sums = {
         "log_ratio_positive": math.fsum(max(t.d, 0.0) for t in tokens),
@@ -338,6 +341,7 @@ def summarise_slowly(batch: Batch, *, sample: bool = False) -> Summary:
         "lag": math.fsum(lags),
         "score_norm_sq": math.fsum(norm for norm, _, _ in norms),
         "fisher_trace": math.fsum(trace for _, trace, _ in norms),
+        "lag_oldest": math.fsum(oldest),
     }
     minima: dict[str, Sequence[float]] = {"log_ratio": [t.d for t in tokens], "log_ppl_gap": gaps, "lag": lags}
     maxima = minima | {"prob_diff_abs": [abs(t.gap) for t in tokens]}

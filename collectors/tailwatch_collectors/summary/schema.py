@@ -125,6 +125,7 @@ COUNTERS = (
     "token_ids_compared",  # counted tokens with an id from both sides
     "token_ids_mismatched",
     "tokens_score",  # counted tokens with a usable sum_p2_other
+    "sequences_lag_known",  # with a counted token of known lag
 )
 """Exact counts."""
 
@@ -141,6 +142,7 @@ TOKEN_SUMS = (
     "lag",  # versions, non-negative ones
     "score_norm_sq",  # (1 - p)^2 + sum_p2_other, p of the training policy
     "fisher_trace",  # 1 - p^2 - sum_p2_other
+    "lag_oldest",  # over sequences: the largest known lag among their counted tokens
 )
 """Plain float64 sums."""
 

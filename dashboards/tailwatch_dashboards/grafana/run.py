@@ -106,7 +106,7 @@ ROWS: Mapping[str, tuple[str, tuple[Group, ...]]] = {
     "staleness": (
         "Staleness",
         (
-            Group("Policy lag", ("lag_mean", "lag_p95", "lag_max")),
+            Group("Policy lag", ("lag_mean", "lag_oldest_mean", "lag_p95", "lag_max")),
             Group("KL at lag 0", ("kl_k3_lag0",)),
             Group("KL each version adds", ("kl_k3_per_version",)),
             Group("Tokens off by over 2x at lag 0", ("outside_2x_lag0",)),

@@ -409,6 +409,11 @@ _STALENESS = (
     Metric(name="lag_max", title="Largest policy lag", unit="versions", family="staleness",
            formula=r"\max (v_{\mathrm{train}} - v_{\mathrm{infer}})", description="The oldest token.", harm="higher",
            missing_when=_NO_VERSIONS),
+    Metric(name="lag_oldest_mean", title="Mean oldest lag of a sequence", unit="versions", family="staleness",
+           formula=r"\mathbb{E}_i[\max_{t \in i} (v_{\mathrm{train}} - v_{\mathrm{infer}})]",
+           description="Over sequences, by the oldest weights that sampled any of its tokens; above `lag_mean` where "
+                       "sequences are longer than the time between two weight syncs.",
+           harm="higher", missing_when=_NO_VERSIONS),
     Metric(name="lag_p95", title="P95 policy lag", unit="versions", family="staleness",
            formula=r"Q_{.95}(v_{\mathrm{train}} - v_{\mathrm{infer}})", description="Judged against the declared staleness bound.",
            harm="higher", missing_when=_NO_VERSIONS),

@@ -44,6 +44,7 @@ def staleness(summary: Summary) -> dict[str, Value]:
     known = summary.count("tokens_lag_known")
     found: dict[str, Value] = {
         "lag_mean": ratio(summary.token_sum("lag"), known, NO_VERSIONS),
+        "lag_oldest_mean": ratio(summary.token_sum("lag_oldest"), summary.count("sequences_lag_known"), NO_VERSIONS),
         "lag_max": float(summary.maxima[schema.MAXIMA.index("lag")]) if known else NO_VERSIONS,
         "lag_p95": _lag_quantile(summary) if known else NO_VERSIONS,
         "lag_negative_share": ratio(int(summary.bucket("lag", "negative").counts_RC[0, 0]), summary.tokens, NO_TOKENS),

@@ -150,7 +150,7 @@ def with_leaf(node: Any, path: list[str], value: Any) -> Any:
         (b"TWS\1\x10\0\0\0" + bytes(20), "is damaged"),
         (framed(b"\x08counters"), "is damaged"),
         (framed(b"\x08countersq\1\xff\xff\xff\xff"), "counters: is truncated"),
-        (framed(b"\x08countersq\1\1\0\0\0" + bytes(8)), r"counters: has shape \(1,\), expected \(30,\)"),
+        (framed(b"\x08countersq\1\1\0\0\0" + bytes(8)), r"counters: has shape \(1,\), expected \(31,\)"),
         (framed(b"\x08countersd\1\x1e\0\0\0" + bytes(240)), "counters: holds float64, expected int64"),
         (framed(b"\x08countersx\1\1\0\0\0" + bytes(8)), "counters: is damaged"),
         (framed(b"\x08countersq\3" + bytes(12)), "counters: is damaged"),
@@ -175,7 +175,7 @@ def test_a_bomb_is_refused_by_its_claim() -> None:
     [
         ({"length_counts": np.full(32, 2**40)}, "length_counts: holds"),
         ({"above": np.full(11, -1)}, "above: holds a count outside"),
-        ({"token_sums": np.full(12, np.nan)}, "token_sums: holds nan"),
+        ({"token_sums": np.full(13, np.nan)}, "token_sums: holds nan"),
         ({"minima": np.full(3, -np.inf)}, "log_ratio: extreme -inf does not fit"),
         ({"prob_diff": some_summary().log_ratio.merge(some_summary().log_ratio)}, "prob_diff: counts 7560"),
     ],

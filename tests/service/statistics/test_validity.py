@@ -86,6 +86,19 @@ def test_lags() -> None:
         assert unknown.values["lag_negative_share"] == 0
 
 
+def test_the_oldest_lag_of_a_sequence_is_that_of_its_oldest_weights() -> None:
+    meta = BatchMeta(step=1, train_version=10)
+    rows = [[-1.0] * 4, [-1.0] * 3, [-1.0] * 2]
+    mask = [[True, True, True, False], [True] * 3, [True] * 2]
+    # A masked token does not count, nor does one from the future.
+    found = computed(rows, rows, mask=mask, infer_version=[[9, 8, 6, 1], [10, 10, 12], [11, 12]], meta=meta)
+    assert found.values["lag_oldest_mean"] == (4 + 0) / 2
+    assert found.values["lag_mean"] == (1 + 2 + 4 + 0 + 0) / 5
+    by_sequence = computed(rows, rows, infer_version=[9, 7, 12], meta=meta)
+    assert by_sequence.values["lag_oldest_mean"] == (1 + 3) / 2
+    assert computed(rows, rows).missing["lag_oldest_mean"] == "weight versions were not sent"
+
+
 def test_enormous_lags_do_not_wrap() -> None:
     tokens = [[-1.0] * 3_000]
     found = computed(tokens, tokens, infer_version=0, meta=BatchMeta(step=1, train_version=2**53 - 1))

@@ -280,6 +280,15 @@ def _codes(
 
 
 @strict()
+def _oldest(place_V: Any, version_N: Any, train_version: Any, row: Any) -> Any:
+    """Raise the largest lag of a sequence to that of one piece."""
+    oldest = np.int64(-1)
+    for i in range(len(place_V)):
+        oldest = max(oldest, train_version - version_N[place_V[i]])
+    row[layout.ROW_OLDEST] = max(row[layout.ROW_OLDEST], float(oldest + 1))
+
+
+@strict()
 def _segments(
     first: Any, last: Any, start_N: Any, place_V: Any, code_PV: Any, joint_V: Any, base_P: Any,
     d: Any, complement: Any, k3: Any, octave: Any, one: Any, stats: Any, octaves: Any,
@@ -544,6 +553,8 @@ def _pass_chunk(
             piece_low, piece_high = stages.extremes(d[first:last])
             _finish_piece(last - first, j - begin, sums, big, clipped, piece_low, piece_high, seen, target, total)
             count_B2[piece_row[k], VALID] += last - first
+            if len(version_N):
+                _oldest(place_V[first:last], version_N, train_version, target)
             sum_d += sums[10] - sums[11]
             sum_size += sums[16]
             sum_p += sums[18]

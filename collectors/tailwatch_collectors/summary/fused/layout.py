@@ -30,6 +30,7 @@ ROW_NAMES: Final = (
     "m2",
     "min",
     "max",
+    "oldest",  # one more than the largest known lag, 0 where none is known; of lags per token
 )
 ROW: Final = len(ROW_NAMES)
 _TERMS = schema.CLUSTER_TERMS.index
@@ -61,6 +62,7 @@ ROW_EXPONENT: Final = ROW_NAMES.index("k3_exponent")
 ROW_M2: Final = ROW_NAMES.index("m2")
 ROW_MIN: Final = ROW_NAMES.index("min")
 ROW_MAX: Final = ROW_NAMES.index("max")
+ROW_OLDEST: Final = ROW_NAMES.index("oldest")
 
 # --- per sequence: [B, 2] counts ---
 MASKED: Final = 0

@@ -292,7 +292,7 @@ def _parts(
         bin_grid=counted.bin_grid,
         bins=stats.rows(slice(0, layout.BINS)),
         buckets=_buckets(plan, stats.rows(slice(layout.BINS, None)), spans, counted),
-        lag=_lag_sums(lag, counted, chunks, valid_B),
+        lag=_lag_sums(lag, counted, chunks, rows_BQ, valid_B),
         clusters=Clusters(
             valid_B.astype(np.float64),
             np.ascontiguousarray(rows_BQ[:, : len(schema.CLUSTER_TERMS)].T),
@@ -312,12 +312,14 @@ def _parts(
     )
 
 
-def _lag_sums(lag: Lags, counted: _Worker, chunks: _Chunks, valid_B: Int64Array) -> LagSums:
+def _lag_sums(lag: Lags, counted: _Worker, chunks: _Chunks, rows_BQ: Float64Array, valid_B: Int64Array) -> LagSums:
     known = int(counted.lag_counts.sum())
     if known == 0:
         return LagSums.of_sequences(lag, valid_B)
     total, low, high = chunks.extra[:, layout.LAGS :].T
-    return LagSums(known, float(total.sum()), float(low.min()), float(high.max()), Grid.of_dense(counted.lag_counts))
+    oldest_B = rows_BQ[:, layout.ROW_OLDEST]
+    found = LagSums(known, float(total.sum()), float(low.min()), float(high.max()), Grid.of_dense(counted.lag_counts))
+    return found.with_oldest((oldest_B[oldest_B > 0] - 1).astype(np.int64))
 
 
 def _buckets(

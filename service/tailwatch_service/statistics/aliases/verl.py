@@ -81,6 +81,10 @@ VERL = Tool(
             "training/off_policy/trajectory_staleness_worst/max", "lag_max",
             level="per trajectory, by the oldest weights that sampled it",
         ),
+        near(
+            "training/off_policy/trajectory_staleness_worst/mean", "lag_oldest_mean",
+            note="counts from the trainer's step, not from a version of the weights",
+        ),
         none("training/off_policy/**", "spread or count of staleness per trajectory; ours is per token"),
         none("fully_async/**", "counts of the asynchronous queue"),
         none("actor/ppo_kl", _DRIFT),
