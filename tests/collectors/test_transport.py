@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 
 from tailwatch_collectors.transport import MAX_ANSWER_BYTES, Answer, HttpTransport
 
@@ -64,6 +67,31 @@ def test_nobody_listens() -> None:
     assert answer.status is None
     assert answer.failure is not None
     assert "ConnectError" in answer.failure
+
+
+def test_a_certificate_is_checked_against_the_authorities_that_are_known(
+    service: FakeService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    service._server.socket = context.wrap_socket(service._server.socket, server_side=True)
+    url = service.url.replace("http:", "https:")
+
+    def ask() -> Answer:
+        transport = HttpTransport(url=url, api_key="key")
+        answer = _post(transport)
+        transport.close()
+        return answer
+
+    answer = ask()
+    assert answer.status is None
+    assert answer.failure is not None
+    assert "CERTIFICATE_VERIFY_FAILED" in answer.failure
+    assert service.calls == []
+    authority.cert_pem.write_to_path(str(tmp_path / "company.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "company.pem"))
+    assert ask().accepted
 
 
 def test_a_service_that_hangs(service: FakeService, transport: HttpTransport) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from typing import Any
 
 import httpx
 import sqlalchemy as sa
+import trustme
 
 from tailwatch_collectors.replay import Outcome, Replayer
 from tailwatch_collectors.transport import HttpTransport
@@ -43,8 +46,11 @@ SPOOL_BYTES = 8 * 2**20
 class Bad:
     """A listener that answers every connection in its own wrong way."""
 
-    def __init__(self, behave: Callable[[socket.socket, threading.Event], None]) -> None:
+    def __init__(
+        self, behave: Callable[[socket.socket, threading.Event], None], *, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._behave = behave
+        self._tls = tls
         self._stop = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._socket.getsockname()[1])
@@ -59,7 +65,11 @@ class Bad:
 
     def _serve(self, connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            self._behave(connection, self._stop)
+            if self._tls is None:
+                self._behave(connection, self._stop)
+                return
+            with self._tls.wrap_socket(connection, server_side=True) as secure:
+                self._behave(secure, self._stop)
 
     def close(self) -> None:
         self._stop.set()
@@ -222,10 +232,11 @@ def trainer(root: Path, *, url: str | None, connect: bool = True, **options: Any
     if url is not None:
         collector["url"] = url
     collector |= options.pop("settings", {})
+    within = options.pop("within", [])
     given |= {"connect": collector if connect else None, **options}
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("TAILWATCH_", "PYTEST_"))}
     process = subprocess.Popen(
-        [sys.executable, str(TRAINER), json.dumps(given)],
+        [*within, sys.executable, str(TRAINER), json.dumps(given)],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -338,9 +349,47 @@ def _bad(behave: Callable[[socket.socket, threading.Event], None], *, scheme: st
     return run
 
 
-def disk_full(root: Path, service: Real) -> Account:
-    """Nobody listens, and the disk refuses everything beyond a few records."""
+def untrusted(root: Path, service: Real) -> Account:
+    """The service shows a certificate of an authority that nobody here knows."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    bad = Bad(plain, tls=context)
+    try:
+        found = train(root, url=f"https://127.0.0.1:{bad.port}")
+    finally:
+        bad.close()
+    return _then_replayed(found, root, service)
+
+
+def files_too_large(root: Path, service: Real) -> Account:
+    """Nobody listens, and the kernel refuses to let a file grow beyond a few records."""
     return _then_replayed(train(root, url=_nobody(), file_bytes=100_000), root, service)
+
+
+def can_mount() -> bool:
+    """Whether this machine lets us mount a small file system, in a namespace of its own."""
+    command = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return False
+
+
+def disk_full(root: Path, service: Real) -> Account:
+    """Nobody listens, and the spool's file system has room for a few records."""
+    small = root / "small"
+    small.mkdir()
+    # The file system is gone with its namespace: what is on it is copied out after the trainer's end.
+    script = (
+        'mount -t tmpfs -o size=100k tmpfs "$SMALL" && "$@"; status=$?; '
+        'df --output=avail "$SMALL" | tail -n 1 > "$SPOOL.left"; cp -a "$SMALL/." "$SPOOL"; exit $status'
+    )
+    within = ["env", f"SMALL={small}", f"SPOOL={root / 'spool'}"]
+    within += ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+    found = train(root, url=_nobody(), settings={"spool_dir": str(small)}, within=within)
+    left = int((root / "spool.left").read_text())
+    assert left < TOKENS * 9 // 1024, f"{left} kB were left: the disk was not full"
+    shutil.rmtree(small)
+    return _then_replayed(found, root, service)
 
 
 def no_spool(root: Path, service: Real) -> Account:
@@ -399,6 +448,8 @@ SCENARIOS: dict[str, tuple[str, Scenario]] = {
         _bad(answering("200 OK\r\nContent-Type: application/json", '{"run_id": "x", "status": "ok"}')),
     ),
     "tls": ("TLS handshake fails", _bad(plain, scheme="https")),
+    "untrusted": ("certificate of an unknown authority", untrusted),
+    "files_too_large": ("service down, files may not grow", files_too_large),
     "disk_full": ("service down, disk full", disk_full),
     "killed": ("trainer killed (SIGKILL), restarted", killed),
     "terminated": ("trainer gets SIGTERM", terminated),

@@ -57,7 +57,7 @@ class Loop:
 def main(options: dict[str, Any]) -> None:
     """Train, record, and say what happened."""
     if options.get("file_bytes"):
-        # The kernel refuses every file beyond this size: as near to a full disk as a test without root gets.
+        # The kernel refuses every file beyond this size: as a quota does.
         resource.setrlimit(resource.RLIMIT_FSIZE, (options["file_bytes"], options["file_bytes"]))
     collector: Any = None
     if options.get("connect") is not None:

@@ -40,6 +40,8 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
 
 
 def _run(name: str, root: Path, service: Real) -> Account:
+    if name == "disk_full" and not harm.can_mount():
+        pytest.skip("no file system may be mounted here; files_too_large is refused by the kernel likewise")
     own = root / name
     own.mkdir()
     return harm.SCENARIOS[name][1](own, service)
@@ -61,7 +63,7 @@ def test_the_training_is_the_same_to_the_last_bit(name: str, baseline: Account, 
     assert max(Counter(found.stored).values(), default=1) == 1
     if name == "no_spool":
         assert dropped == found.stats["recorded"] == STEPS
-    elif name in {"down_forever_spool_full", "disk_full"}:
+    elif name in {"down_forever_spool_full", "files_too_large", "disk_full"}:
         assert dropped > 0
         assert len(found.stored) == STEPS - dropped
     elif name == "thousand_threads":
