@@ -16,7 +16,7 @@ lowest=$(sed -n 's/^    "\(httpx\|numpy\|pyarrow\)>=\([0-9.]*\)",$/\1==\2/p' col
 # shellcheck disable=SC2086  # a list of words
 "$venv/bin/python" -m pip install -q $lowest
 "$venv/bin/python" -m pip install -q --no-deps ./collectors
-"$venv/bin/python" -m pip install -q pytest hypothesis
+"$venv/bin/python" -m pip install -q pytest hypothesis trustme
 "$venv/bin/python" -m pip list --format=freeze | grep -E "^(httpx|numpy|pyarrow|tailwatch)" | tr '\n' ' '
 "$venv/bin/python" --version
 

@@ -56,7 +56,8 @@ class Scribe:
         self._meter = meter
         self._resting_until = 0.0
         self._rest = FIRST_REST
-        self._dirty = False
+        self._sync_at: float | None = None
+        """When what was written is to be synced, by `time.monotonic`; None: it is."""
         self._wanted: threading.Event | None = None
         self._deadline: float | None = None
         self._ended = False
@@ -126,9 +127,11 @@ class Scribe:
                 self._leave(claimed)
             else:
                 self._outbox.release(claimed)
-        if self._dirty:
-            wait(self._outbox.scribe_bell, SYNC_INTERVAL)
-            self._sync()
+            self._sync_when_due()
+        if self._sync_at is not None:
+            # Bells come with every record: they must not make a sync of each.
+            wait(self._outbox.scribe_bell, self._sync_at - time.monotonic())
+            self._sync_when_due()
         else:
             rest = self._resting_until - time.monotonic()
             wait(self._outbox.scribe_bell, rest if rest > 0 else LAST_REST)
@@ -179,13 +182,19 @@ class Scribe:
         except (OSError, TooLargeError) as error:
             self._refused(error)
             return False
-        self._rest, self._resting_until, self._dirty = FIRST_REST, 0.0, True
+        self._rest, self._resting_until = FIRST_REST, 0.0
+        if self._sync_at is None:
+            self._sync_at = time.monotonic() + SYNC_INTERVAL
         return True
 
+    def _sync_when_due(self) -> None:
+        if self._sync_at is not None and time.monotonic() >= self._sync_at:
+            self._sync()
+
     def _sync(self) -> None:
-        if not self._dirty:
+        if self._sync_at is None:
             return
-        self._dirty = False
+        self._sync_at = None
         try:
             self._spool.sync()
         except OSError as error:

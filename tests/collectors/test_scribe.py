@@ -129,6 +129,31 @@ def test_what_is_on_disk_is_not_starved_by_live_items(service: FakeService, unti
     assert sum(step < 100 for step in early) >= 5
 
 
+def test_what_is_on_disk_is_synced_within_the_interval_and_not_at_every_record(
+    nobody: str, until: Until, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[float] = []
+    sync = Spool.sync
+
+    def counting(spool: Spool) -> None:
+        synced.append(time.monotonic())
+        sync(spool)
+
+    monkeypatch.setattr(Spool, "sync", counting)
+    monkeypatch.setattr(scribe, "SYNC_INTERVAL", 0.5)
+    collector = _connect(nobody, tmp_path)
+    began = time.monotonic()
+    for step in range(30):
+        _record(collector, step)
+        time.sleep(0.05)
+    until(lambda: synced and collector.stats.spooled == 30)
+    took = synced[-1] - began
+    collector.close()
+
+    # One more at the end, by `close`.
+    assert 1 <= len(synced) - 1 <= 1 + took / 0.5
+
+
 def test_a_service_that_never_comes_costs_memory_and_disk_their_bounds_and_no_more(
     nobody: str, until: Until, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ from tailwatch_collectors.batch import Batch
 from tailwatch_collectors.summary import schema
 from tailwatch_collectors.summary.clusters import Clusters
 from tailwatch_collectors.summary.fused import layout
-from tailwatch_collectors.summary.fused.chunk import by_sequence, fold, pass_chunks
+from tailwatch_collectors.summary.fused.entries import by_sequence, fold, pass_chunks
 from tailwatch_collectors.summary.grid import Grid
 from tailwatch_collectors.summary.moments import CoMoments, Moments
 from tailwatch_collectors.summary.parts import Buckets, LagSums, Parts, assemble
