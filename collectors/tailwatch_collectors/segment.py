@@ -67,11 +67,14 @@ def pack(record: Record) -> bytes:
         OverflowError: it is larger than 4 GiB.
     """
     head = json.dumps({"run": record.run, "route": record.route, "key": record.key, "seq": record.seq}).encode()
-    payload = b"".join((_HEAD.pack(len(head)), head, record.body))
-    if len(payload) >= 2**32:
-        raise OverflowError(f"a record of {len(payload)} bytes is larger than 4 GiB")
-    checked = _RECORD.pack(MARKER, len(payload), zlib.crc32(payload), 0)[:_CHECKED]
-    return b"".join((checked, struct.pack("<I", zlib.crc32(checked)), payload))
+    opening = _HEAD.pack(len(head)) + head
+    size = len(opening) + len(record.body)
+    if size >= 2**32:
+        raise OverflowError(f"a record of {size} bytes is larger than 4 GiB")
+    # The body is copied once: it may be megabytes, and a copy holds the interpreter lock.
+    checksum = zlib.crc32(record.body, zlib.crc32(opening))
+    checked = _RECORD.pack(MARKER, size, checksum, 0)[:_CHECKED]
+    return b"".join((checked, struct.pack("<I", zlib.crc32(checked)), opening, record.body))
 
 
 def scan(data: bytes, start: int = 0) -> Iterator[Found | Damage]:
