@@ -32,7 +32,8 @@ from tailwatch_service.storage.database import Database
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT.joinpath("docker-compose.yml").read_text(encoding="utf-8")
 DOCKERFILE = ROOT.joinpath("Dockerfile").read_text(encoding="utf-8")
-PATIENCE_S = 30.0
+PATIENCE_S = 240.0
+"""Longest wait for a process: the first start of the service compiles the kernel, a minute on a busy machine."""
 SERVICES = ("first-start", "tailwatch", "prometheus", "alertmanager", "grafana")
 
 
@@ -301,7 +302,7 @@ def started(command: list[str], *, ready: str, env: Mapping[str, str] | None = N
         yield
     finally:
         process.terminate()
-        code = process.wait(20)
+        code = process.wait(PATIENCE_S)
     assert code == 0, f"{command[0]} ended with {code}"
 
 

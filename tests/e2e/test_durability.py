@@ -32,7 +32,7 @@ from tailwatch_service.storage.segments import Segments
 KILLS = 50
 RANKS = 4
 SEED = 20260
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 # Imports once and forks a service for every line it reads, so that 50 starts take seconds. Each is the whole
 # `python -m tailwatch_service serve` in a process of its own.

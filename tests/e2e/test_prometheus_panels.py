@@ -27,7 +27,7 @@ from tailwatch_service.statistics.registry import METRICS
 ROOT = Path(__file__).parents[2]
 DASHBOARDS = ROOT / "dashboards" / "grafana" / "dashboards"
 API = "/api/v1"
-PATIENCE_S = 40.0
+PATIENCE_S = 120.0
 REPLAYED = "recorded"
 COMPLETE = "complete"
 PROJECT = "panels"
