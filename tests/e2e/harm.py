@@ -188,6 +188,8 @@ class Account:
     rss_bytes: int = 0
     spool_bytes: int = 0
     stats: dict[str, Any] = field(default_factory=dict)
+    workers: list[dict[str, Any]] = field(default_factory=list)
+    """What the collectors of forked workers counted."""
     status: int = 0
     """Exit status of the trainer."""
     replayed: Outcome | None = None
@@ -203,9 +205,12 @@ class Account:
     @property
     def accounted(self) -> bool:
         """Every item is sent, refused, dropped and counted, or on disk."""
-        stats = self.stats
-        settled = stats["sent"] + stats["duplicates"] + stats["rejected"] + sum(stats["dropped"].values())
-        return bool(stats["recorded"] == settled + stats["queued"] + stats["spooled"])
+        return all(map(_accounted, [self.stats, *self.workers]))
+
+
+def _accounted(stats: dict[str, Any]) -> bool:
+    settled = stats["sent"] + stats["duplicates"] + stats["rejected"] + sum(stats["dropped"].values())
+    return bool(stats["recorded"] == settled + stats["queued"] + stats["spooled"])
 
 
 def train(root: Path, *, url: str | None, connect: bool = True, **options: Any) -> Account:
@@ -268,7 +273,8 @@ def account(status: int, out: str) -> Account:
         return Account(status=status)
     said = json.loads(last)
     said["stats"] = said["stats"] or {}
-    return Account(status=status, **said)
+    workers = [json.loads(line.removeprefix("worker ")) for line in out.splitlines() if line.startswith("worker {")]
+    return Account(status=status, workers=workers, **said)
 
 
 def replay(root: Path, url: str) -> Outcome:

@@ -128,7 +128,8 @@ def _fork(collector: Any, number: int) -> None:
             arrays = Loop().step(number, 1000)
             if collector is not None:
                 collector.record(step=number, stream="worker", **arrays)
-                collector.close(5.0)
+                collector.close(30.0)
+                print("worker", json.dumps(_stats(collector)), flush=True)
             status = 0
         finally:
             os._exit(status)

@@ -72,6 +72,7 @@ def test_the_training_is_the_same_to_the_last_bit(name: str, baseline: Account, 
         assert dropped < 1000
     elif name == "forked":
         assert dropped == 0
+        assert [worker["dropped"] for worker in found.workers] == [{}] * 3
         assert found.stored == sorted([*ALL, *(("worker", step, 0) for step in (5, 10, 15))])
     else:
         assert dropped == 0

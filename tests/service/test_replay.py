@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,14 @@ def test_a_replay_can_be_broken_off(tmp_path: Path) -> None:
     write_recording(tmp_path / "r.parquet")
     stop = threading.Event()
     with serve(tmp_path / "data") as served:
+
+        def break_off(_progress: object) -> None:
+            deadline = time.monotonic() + 60.0
+            while runs.find(served.services.db, project="mine", name="other", now=0.0) is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            stop.set()
+
         outcome = replay(
             open_recording(tmp_path / "r.parquet"),
             url=served.url,
@@ -126,7 +135,7 @@ def test_a_replay_can_be_broken_off(tmp_path: Path) -> None:
             project="mine",
             steps_per_second=0.2,
             stop=stop,
-            progress=lambda _progress: stop.set(),
+            progress=break_off,
         )
 
         assert outcome.run == "other"
