@@ -178,11 +178,11 @@ def test_the_next_process_sends_what_this_one_left(service: FakeService, nobody:
     first = _connect(nobody, tmp_path, session="first", framework="own 1", config={"precision": "bf16"})
     _record(first, *range(5))
     first.scalars(step=4, values={"reward": 1.0})
-    first.close(1.0)
+    first.close(20.0)
     assert first.stats.spooled == 6
     second = _connect(None, tmp_path, session="second")
     _record(second, 5)
-    second.close(1.0)
+    second.close(20.0)
 
     third = _connect(service.url, tmp_path, session="third")
     _record(third, 6)
@@ -199,7 +199,7 @@ def test_attempts_keep_their_order_and_nothing_comes_twice(service: FakeService,
     first = _connect(url, tmp_path, session="first", framework="own 1", config={"precision": "bf16"})
     _record(first, *range(5))
     first.scalars(step=4, values={"reward": 1.0})
-    first.close(1.0)
+    first.close(20.0)
     assert first.stats.spooled == 6
     service.behave()
     second = _connect(url, tmp_path, session="second")
@@ -239,11 +239,11 @@ def test_close_takes_what_is_left_to_disk_in_time(
     collector = _connect(url, tmp_path, timeout=60)
     _record(collector, *range(30))
     started = time.monotonic()
-    collector.close(1.0)
+    collector.close(5.0)
     took = time.monotonic() - started
     stats = collector.stats
 
-    assert took < 15
+    assert took < 30
     assert stats.spooled == 30
     assert stats.dropped == {}
     assert _accounted(collector)
@@ -263,7 +263,7 @@ def test_what_is_answered_for_while_it_goes_to_disk_is_counted_once(
 
     monkeypatch.setattr(Spool, "append", answered_meanwhile)
     _record(collector, 0)
-    collector.close(1.0)
+    collector.close(20.0)
 
     assert (collector.stats.sent, collector.stats.spooled) == (1, 0)
     assert _accounted(collector)
@@ -436,7 +436,7 @@ def test_a_forked_child_has_a_spool_of_its_own(service: FakeService, until: Unti
         try:
             own = collector.stats.spooled == 0
             collector.record(step=10, infer_logprobs=LOGPROBS, train_logprobs=LOGPROBS, stream="child")
-            collector.close(0.5)
+            collector.close(20.0)
             code = 0 if own and collector.stats.spooled == 1 else 2
         finally:
             os._exit(code)

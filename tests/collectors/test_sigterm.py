@@ -86,7 +86,7 @@ def test_a_handler_that_lets_the_training_go_on_finds_the_collector_open(tmp_pat
     loop = """
     if told:
         collector.record(step=99, infer_logprobs=x, train_logprobs=x)
-        collector.close(1.0)
+        collector.close(20.0)
         print(collector.stats.recorded, dict(collector.stats.dropped), flush=True)
         sys.exit(0)
 """
