@@ -7,6 +7,9 @@ else), and no line per request in the trainer's log.
 
 from __future__ import annotations
 
+# The first connection of a process looks a host name up with it. Imported here, not in the sender: a process that forks
+# while a thread imports leaves its child with an import that never ends.
+import encodings.idna  # noqa: F401
 import json
 import ssl
 import time

@@ -6,6 +6,8 @@ import contextlib
 import logging
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -92,6 +94,22 @@ def test_a_certificate_is_checked_against_the_authorities_that_are_known(
     authority.cert_pem.write_to_path(str(tmp_path / "company.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "company.pem"))
     assert ask().accepted
+
+
+def test_a_first_connection_imports_nothing() -> None:
+    script = """
+import sys, threading
+from tailwatch_collectors.transport import HttpTransport
+transport = HttpTransport(url="http://127.0.0.1:9", api_key=None)
+before = set(sys.modules)
+thread = threading.Thread(target=transport.post, args=("/x",), kwargs={"body": b"", "headers": {}, "timeout": 5.0})
+thread.start()
+thread.join()
+print(sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout == "[]\n"
 
 
 def test_a_service_that_hangs(service: FakeService, transport: HttpTransport) -> None:
