@@ -476,7 +476,7 @@ def test_recording_inside_a_record_does_not_hang(service: FakeService, monkeypat
     assert sorted(key[5] for key in service.batches) == [0, 1]
 
 
-def test_recording_in_a_signal_handler_does_not_hang(service: FakeService) -> None:
+def test_recording_in_a_signal_handler_does_not_hang(service: FakeService, until: Until) -> None:
     """A handler that interrupts `record` anywhere records too, from the same thread."""
     fired = 0
     armed = True
@@ -500,6 +500,8 @@ def test_recording_in_a_signal_handler_does_not_hang(service: FakeService) -> No
                 armed = False
                 signal.setitimer(signal.ITIMER_REAL, 0)
             assert collector.flush(120)
+            # A last signal, which another thread may have taken, can come while that waits.
+            until(lambda: collector.stats.sent == 300 + fired)
             stats = collector.stats
     finally:
         signal.signal(signal.SIGALRM, previous)
