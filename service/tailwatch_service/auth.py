@@ -50,8 +50,7 @@ def visible_run(services: Services, principal: Principal, run_id: str) -> Run:
         NotFound: no such run, or one of another project: a key learns nothing of what it does not reach.
     """
     run = runs.get(services.db, run_id, now=services.clock(), lost_after_s=services.settings.lost_after_s)
-    if principal.project not in {None, run.spec.project}:
-        raise NotFound(f"run {run_id!r:.80} does not exist")
+    _check_reach(principal, run.spec.project, run_id)
     return run
 
 
@@ -61,7 +60,10 @@ def check_run(services: Services, principal: Principal, run_id: str) -> None:
     Raises:
         NotFound: as `visible_run`.
     """
-    project = services.known.project_of(run_id, now=services.clock())
+    _check_reach(principal, services.known.project_of(run_id, now=services.clock()), run_id)
+
+
+def _check_reach(principal: Principal, project: str, run_id: str) -> None:
     if principal.project not in {None, project}:
         raise NotFound(f"run {run_id!r:.80} does not exist")
 

@@ -304,7 +304,8 @@ def _check_lags(summary: Summary) -> None:
     if (known > 0) != (sequences > 0) or sequences > min(known, summary.count("clusters")):
         _refuse("counters", f"{sequences} sequences of known lag do not fit {known} tokens of it")
     oldest, highest = summary.token_sum("lag_oldest"), summary.maxima[schema.MAXIMA.index("lag")]
-    if sequences and not highest <= oldest <= sequences * highest * (1 + 1e-9):
+    # To rounding: versions may be anything up to 2^53.
+    if sequences and not highest * (1 - 1e-9) <= oldest <= sequences * highest * (1 + 1e-9):
         _refuse("token_sums", f"lag_oldest {oldest} does not fit {sequences} sequences with lags up to {highest}")
 
 

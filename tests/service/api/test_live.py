@@ -150,7 +150,7 @@ def test_streams_end_when_the_service_stops(tmp_path: Path) -> None:
 
         served.stop()
 
-        assert ended.wait(8.0)
+        assert ended.wait(5.0)
         assert time.monotonic() - started < 8.0  # far below the grace that a request in progress has
         follower.join(5.0)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tailwatch_collectors.batch import Batch
-from tailwatch_collectors.summary import merge, summarise
+from tailwatch_collectors.summary import from_bytes, merge, summarise, to_bytes
 from tailwatch_collectors.types import BatchMeta
 from tailwatch_service.statistics.compute import Computed, metrics
 
@@ -103,6 +103,13 @@ def test_enormous_lags_do_not_wrap() -> None:
     tokens = [[-1.0] * 3_000]
     found = computed(tokens, tokens, infer_version=0, meta=BatchMeta(step=1, train_version=2**53 - 1))
     assert found.values["lag_mean"] == pytest.approx(2**53)
+    versions = [[-1] * 3_000]
+    batch = Batch.from_arrays(
+        BatchMeta(step=1, train_version=2**53 - 1), infer_logprobs=tokens, train_logprobs=tokens, infer_version=versions
+    )
+    for backend in ("numpy", "numba"):
+        kept = from_bytes(to_bytes(summarise(batch, backend=backend)))
+        assert metrics(kept).values["lag_oldest_mean"] == pytest.approx(2**53)
 
 
 def shifted(shift: int, *, noise: float = 0.1, sequences: int = 40, length: int = 90) -> Computed:
